@@ -1,0 +1,57 @@
+// fastseg._C: the kernels as Python functions on anything that speaks DLPack. Each op registers
+// itself in csrc/<op>/<op>_bindings.cpp; this file lists the ops and tells how it was built.
+#include <pybind11/pybind11.h>
+
+#include "core/cpu_dispatch.h"
+#include "core/parallel.h"
+
+namespace py = pybind11;
+
+namespace fastseg {
+
+void bind_roi_align(py::module_& module);
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+#if defined(FASTSEG_WITH_CUDA)
+  info["cuda"] = true;
+  info["cuda_version"] = FASTSEG_CUDA_VERSION;
+  info["cuda_archs"] = FASTSEG_CUDA_ARCHS;
+#else
+  info["cuda"] = false;
+  info["cuda_version"] = py::none();
+  info["cuda_archs"] = "";
+#endif
+#if defined(FASTSEG_CUDA_EMULATOR)
+  info["cuda_emulator"] = true;
+#else
+  info["cuda_emulator"] = false;
+#endif
+#if defined(FASTSEG_X86_VARIANTS)
+  info["cpu_variants"] = "baseline;avx2;avx512";
+#else
+  info["cpu_variants"] = "baseline";
+#endif
+  info["cpu_active"] = name_of(active_cpu_variant());
+#if defined(_OPENMP)
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["threads"] = max_threads();
+  info["compiler"] = FASTSEG_COMPILER;
+  info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
+      PYBIND11_VERSION_MINOR);
+  return info;
+}
+
+}  // namespace
+}  // namespace fastseg
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "fastseg's kernels: see fastseg.ops for the functions to call.";
+  module.def("build_info", &fastseg::build_info, "How this binary was built and what it uses.");
+  fastseg::bind_roi_align(module);
+}

@@ -1,0 +1,315 @@
+// RoIAlign on the CPU. Channels-last maps are pooled with channels in the vector lanes, a block of
+// channels at a time so that the accumulators stay in L1; other layouts with columns in the lanes:
+// rows are summed first (A F, contiguous), then columns (B).
+#include <vector>
+
+#include "core/check.h"
+#include "core/cpu_dispatch.h"
+#include "core/dispatch.h"
+#include "core/parallel.h"
+#include "roi_align/roi_align_math.h"
+
+namespace fastseg {
+namespace FASTSEG_ISA {
+namespace {
+
+constexpr int kChannelBlock = 64;  // floats: 4 AVX-512 registers per output cell, 49 cells in L1
+
+template <class Acc>
+struct Tap {
+  int64_t cell;
+  Acc weight;
+};
+
+// One axis of A or B: the taps of bin i are taps[offset[i]] .. taps[offset[i + 1]].
+template <class Acc>
+struct AxisTaps {
+  std::vector<Tap<Acc>> taps;
+  std::vector<int> offset;
+  int64_t first = 0, last = -1;  // range of cells touched
+
+  void build(const RoIAxis<Acc>& axis, int64_t bins) {
+    taps.clear();
+    offset.assign(1, 0);
+    first = axis.cells;
+    last = -1;
+    for (int64_t bin = 0; bin < bins; ++bin) {
+      int64_t begin, end;
+      inside_samples(axis, bin, &begin, &end);
+      for (int64_t sample = begin; sample < end; ++sample) {
+        SampleTaps<Acc> pair;
+        if (!sample_taps(sample_position(axis, bin, sample), axis.cells, &pair)) continue;
+        add(pair.low, pair.low_weight);
+        if (pair.high_weight != 0) add(pair.high, pair.high_weight);
+        first = std::min(first, pair.low);
+        last = std::max(last, pair.high);
+      }
+      offset.push_back(static_cast<int>(taps.size()));
+    }
+  }
+
+ private:
+  // Samples of a bin come in order, so a cell seen before is one of the last two.
+  void add(int64_t cell, Acc weight) {
+    const int begin = offset.back();
+    const int size = static_cast<int>(taps.size());
+    for (int i = size - 1; i >= begin && i >= size - 2; --i) {
+      if (taps[i].cell == cell) {
+        taps[i].weight += weight;
+        return;
+      }
+    }
+    taps.push_back({cell, weight});
+  }
+};
+
+template <class Acc>
+struct RoITaps {
+  RoI<Acc> roi;
+  AxisTaps<Acc> y, x;
+  Acc inverse_count;
+
+  void build(const RoIAlignParams& p, int64_t k) {
+    roi = read_roi<Acc>(p, k);
+    const bool empty = !roi.finite || roi.y.cells == 0 || roi.x.cells == 0;
+    y.build(roi.y, empty ? 0 : p.output.size[2]);
+    x.build(roi.x, empty ? 0 : p.output.size[3]);
+    y.offset.resize(p.output.size[2] + 1, y.offset.back());
+    x.offset.resize(p.output.size[3] + 1, x.offset.back());
+    inverse_count = Acc(1) / samples_per_bin(roi.y, roi.x);
+  }
+};
+
+template <class Acc>
+void check_images(const RoIAlignParams& p) {
+  for (int64_t k = 0; k < p.boxes.size[0]; ++k) {
+    const Acc image = *p.boxes.at<Acc>(k, 0);
+    FASTSEG_CHECK(image >= 0 && image < static_cast<Acc>(p.features[0].size[0]), "boxes[", k,
+                  "] names image ", image, " of a batch of ", p.features[0].size[0]);
+  }
+}
+
+// Pools channels [c0, c0 + block) of one RoI from a channels-last map.
+template <class T, class Acc>
+void forward_channels(const RoIAlignParams& p, const RoITaps<Acc>& taps, int64_t k, int64_t c0,
+                      int block, Acc* sums) {
+  const View<4>& map = p.features[taps.roi.level];
+  const int64_t ph_count = p.output.size[2], pw_count = p.output.size[3];
+  const T* base = map.template at<const T>(taps.roi.image, c0);
+  std::fill(sums, sums + ph_count * pw_count * kChannelBlock, Acc(0));
+  for (int64_t ph = 0; ph < ph_count; ++ph) {
+    for (int i = taps.y.offset[ph]; i < taps.y.offset[ph + 1]; ++i) {
+      const T* row = base + taps.y.taps[i].cell * map.stride[2];
+      const Acc row_weight = taps.y.taps[i].weight * taps.inverse_count;
+      for (int64_t pw = 0; pw < pw_count; ++pw) {
+        Acc* sum = sums + (ph * pw_count + pw) * kChannelBlock;
+        for (int j = taps.x.offset[pw]; j < taps.x.offset[pw + 1]; ++j) {
+          const T* cell = row + taps.x.taps[j].cell * map.stride[3];
+          const Acc weight = row_weight * taps.x.taps[j].weight;
+          if (block == kChannelBlock) {
+            for (int c = 0; c < kChannelBlock; ++c) {
+              sum[c] = multiply_add(weight, static_cast<Acc>(cell[c]), sum[c]);
+            }
+          } else {
+            for (int c = 0; c < block; ++c) {
+              sum[c] = multiply_add(weight, static_cast<Acc>(cell[c]), sum[c]);
+            }
+          }
+        }
+      }
+    }
+  }
+  for (int c = 0; c < block; ++c) {
+    T* out = p.output.template at<T>(k, c0 + c);
+    for (int64_t ph = 0; ph < ph_count; ++ph) {
+      for (int64_t pw = 0; pw < pw_count; ++pw) {
+        out[ph * p.output.stride[2] + pw * p.output.stride[3]] =
+            static_cast<T>(sums[(ph * pw_count + pw) * kChannelBlock + c]);
+      }
+    }
+  }
+}
+
+// Pools one channel of one RoI from a map of any layout. `line` has room for the RoI's columns.
+template <class T, class Acc>
+void forward_plane(const RoIAlignParams& p, const RoITaps<Acc>& taps, int64_t k, int64_t c,
+                   Acc* line) {
+  const View<4>& map = p.features[taps.roi.level];
+  const int64_t first = taps.x.first, width = taps.x.last - first + 1;
+  const T* plane = map.template at<const T>(taps.roi.image, c, 0, first);
+  T* out = p.output.template at<T>(k, c);
+  for (int64_t ph = 0; ph < p.output.size[2]; ++ph) {
+    std::fill(line, line + std::max<int64_t>(width, 0), Acc(0));
+    for (int i = taps.y.offset[ph]; i < taps.y.offset[ph + 1]; ++i) {
+      const T* row = plane + taps.y.taps[i].cell * map.stride[2];
+      const Acc weight = taps.y.taps[i].weight * taps.inverse_count;
+      if (map.stride[3] == 1) {
+        for (int64_t x = 0; x < width; ++x) {
+          line[x] = multiply_add(weight, static_cast<Acc>(row[x]), line[x]);
+        }
+      } else {
+        for (int64_t x = 0; x < width; ++x) {
+          line[x] = multiply_add(weight, static_cast<Acc>(row[x * map.stride[3]]), line[x]);
+        }
+      }
+    }
+    for (int64_t pw = 0; pw < p.output.size[3]; ++pw) {
+      Acc sum = 0;
+      for (int j = taps.x.offset[pw]; j < taps.x.offset[pw + 1]; ++j) {
+        sum = multiply_add(taps.x.taps[j].weight, line[taps.x.taps[j].cell - first], sum);
+      }
+      out[ph * p.output.stride[2] + pw * p.output.stride[3]] = static_cast<T>(sum);
+    }
+  }
+}
+
+template <class T>
+void forward(const RoIAlignParams& p) {
+  using Acc = accumulate_t<T>;
+  check_images<Acc>(p);
+  const int64_t channels = p.output.size[1], cells = p.output.size[2] * p.output.size[3];
+  parallel_for(p.boxes.size[0], 1, [&](int64_t begin, int64_t end) {
+    RoITaps<Acc> taps;
+    std::vector<Acc> sums(cells * kChannelBlock), line;
+    for (int64_t k = begin; k < end; ++k) {
+      taps.build(p, k);
+      if (p.features[taps.roi.level].stride[1] == 1) {
+        for (int64_t c = 0; c < channels; c += kChannelBlock) {
+          const int block = static_cast<int>(std::min<int64_t>(kChannelBlock, channels - c));
+          forward_channels<T>(p, taps, k, c, block, sums.data());
+        }
+      } else {
+        line.resize(std::max<int64_t>(taps.x.last - taps.x.first + 1, 1));
+        for (int64_t c = 0; c < channels; ++c) forward_plane<T>(p, taps, k, c, line.data());
+      }
+    }
+  });
+}
+
+// Adds one RoI's gradient for channels [c0, c0 + block) into a channels-last map.
+template <class T, class Acc>
+void backward_channels(const RoIAlignParams& p, const RoITaps<Acc>& taps, int64_t k, int64_t c0,
+                       int block, Acc* grads) {
+  const View<4>& map = p.features[taps.roi.level];
+  const int64_t ph_count = p.output.size[2], pw_count = p.output.size[3];
+  for (int c = 0; c < block; ++c) {
+    const T* grad = p.output.template at<const T>(k, c0 + c);
+    for (int64_t ph = 0; ph < ph_count; ++ph) {
+      for (int64_t pw = 0; pw < pw_count; ++pw) {
+        const T value = grad[ph * p.output.stride[2] + pw * p.output.stride[3]];
+        grads[(ph * pw_count + pw) * kChannelBlock + c] =
+            static_cast<Acc>(value) * taps.inverse_count;
+      }
+    }
+  }
+  Acc* base = map.template at<Acc>(taps.roi.image, c0);
+  for (int64_t ph = 0; ph < ph_count; ++ph) {
+    for (int i = taps.y.offset[ph]; i < taps.y.offset[ph + 1]; ++i) {
+      Acc* row = base + taps.y.taps[i].cell * map.stride[2];
+      for (int64_t pw = 0; pw < pw_count; ++pw) {
+        const Acc* grad = grads + (ph * pw_count + pw) * kChannelBlock;
+        for (int j = taps.x.offset[pw]; j < taps.x.offset[pw + 1]; ++j) {
+          Acc* cell = row + taps.x.taps[j].cell * map.stride[3];
+          const Acc weight = taps.y.taps[i].weight * taps.x.taps[j].weight;
+          for (int c = 0; c < block; ++c) cell[c] = multiply_add(weight, grad[c], cell[c]);
+        }
+      }
+    }
+  }
+}
+
+// Adds one RoI's gradient for one channel into a map of any layout.
+template <class T, class Acc>
+void backward_plane(const RoIAlignParams& p, const RoITaps<Acc>& taps, int64_t k, int64_t c,
+                    Acc* line) {
+  const View<4>& map = p.features[taps.roi.level];
+  const int64_t first = taps.x.first, width = taps.x.last - first + 1;
+  Acc* plane = map.template at<Acc>(taps.roi.image, c, 0, first);
+  const T* grad = p.output.template at<const T>(k, c);
+  for (int64_t ph = 0; ph < p.output.size[2]; ++ph) {
+    std::fill(line, line + std::max<int64_t>(width, 0), Acc(0));
+    for (int64_t pw = 0; pw < p.output.size[3]; ++pw) {
+      const Acc value = static_cast<Acc>(grad[ph * p.output.stride[2] + pw * p.output.stride[3]]) *
+                        taps.inverse_count;
+      for (int j = taps.x.offset[pw]; j < taps.x.offset[pw + 1]; ++j) {
+        Acc& sum = line[taps.x.taps[j].cell - first];
+        sum = multiply_add(taps.x.taps[j].weight, value, sum);
+      }
+    }
+    for (int i = taps.y.offset[ph]; i < taps.y.offset[ph + 1]; ++i) {
+      Acc* row = plane + taps.y.taps[i].cell * map.stride[2];
+      const Acc weight = taps.y.taps[i].weight;
+      if (map.stride[3] == 1) {
+        for (int64_t x = 0; x < width; ++x) row[x] = multiply_add(weight, line[x], row[x]);
+      } else {
+        for (int64_t x = 0; x < width; ++x) {
+          row[x * map.stride[3]] = multiply_add(weight, line[x], row[x * map.stride[3]]);
+        }
+      }
+    }
+  }
+}
+
+// Zeroes the gradient of channels [c0, c0 + block) of one image.
+template <class Acc>
+void clear(const View<4>& map, int64_t image, int64_t c0, int block) {
+  for (int64_t y = 0; y < map.size[2]; ++y) {
+    for (int64_t x = 0; x < map.size[3]; ++x) {
+      Acc* cell = map.template at<Acc>(image, c0, y, x);
+      for (int c = 0; c < block; ++c) cell[c * map.stride[1]] = 0;
+    }
+  }
+}
+
+// A task owns (level, image, channel block) and adds that level's RoIs in their order.
+template <class T>
+void backward(const RoIAlignParams& p) {
+  using Acc = accumulate_t<T>;
+  check_images<Acc>(p);
+  const int64_t rois = p.boxes.size[0], channels = p.output.size[1];
+  const int64_t images = p.features[0].size[0];
+  std::vector<RoITaps<Acc>> taps(rois);
+  parallel_for(rois, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) taps[k].build(p, k);
+  });
+  const bool channels_last = p.features[0].stride[1] == 1;
+  const int64_t block_size = channels_last ? kChannelBlock : 8;
+  const int64_t blocks = (channels + block_size - 1) / block_size;
+  parallel_for(p.num_levels * images * blocks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Acc> grads(p.output.size[2] * p.output.size[3] * kChannelBlock), line;
+    for (int64_t task = begin; task < end; ++task) {
+      const int level = static_cast<int>(task / (images * blocks));
+      const int64_t image = task / blocks % images, c0 = task % blocks * block_size;
+      const int block = static_cast<int>(std::min(block_size, channels - c0));
+      clear<Acc>(p.features[level], image, c0, block);
+      for (int64_t k = 0; k < rois; ++k) {
+        const RoI<Acc>& roi = taps[k].roi;
+        if (roi.level != level || roi.image != image || taps[k].x.taps.empty()) continue;
+        if (channels_last) {
+          backward_channels<T>(p, taps[k], k, c0, block, grads.data());
+          continue;
+        }
+        line.resize(taps[k].x.last - taps[k].x.first + 1);
+        for (int c = 0; c < block; ++c) backward_plane<T>(p, taps[k], k, c0 + c, line.data());
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void roi_align_forward_cpu(const RoIAlignParams& params) {
+  dispatch_floating(params.output.dtype, "features",
+                    [&](auto zero) { forward<decltype(zero)>(params); });
+}
+
+void roi_align_backward_cpu(const RoIAlignParams& params) {
+  dispatch_floating(params.output.dtype, "grad_output",
+                    [&](auto zero) { backward<decltype(zero)>(params); });
+}
+
+}  // namespace FASTSEG_ISA
+}  // namespace fastseg
+
+FASTSEG_CPU_LAUNCHER(roi_align_forward_cpu, RoIAlignParams)
+FASTSEG_CPU_LAUNCHER(roi_align_backward_cpu, RoIAlignParams)

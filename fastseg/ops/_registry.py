@@ -1,0 +1,12 @@
+"""What the ops share: torch's operator library of the namespace `fastseg`, and the stream."""
+
+from __future__ import annotations
+
+import torch
+
+LIBRARY = torch.library.Library("fastseg", "DEF")
+
+
+def stream_of(tensor: torch.Tensor) -> int:
+    """The current CUDA stream of the tensor's device as an address; 0 on the CPU."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
