@@ -37,7 +37,8 @@ def capture_cuda_graph(forward: Forward, pixels: Tensor, sizes: Tensor, pool: An
         forward(pixels, sizes)  # libraries allocate their workspaces outside the capture
     torch.cuda.current_stream(pixels.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
+    # Other threads may use CUDA meanwhile: the reader of the next images, say.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         outputs = forward(pixels, sizes)
 
     def replay() -> Any:
