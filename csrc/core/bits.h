@@ -1,0 +1,77 @@
+// 64 pixels as one word: between bytes and bits on the CPU, with the instruction set of the file
+// that includes it (so for *_cpu.cpp files alone). Bit i is pixel i.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace fastseg {
+namespace FASTSEG_ISA {
+
+// Bit i of the result tells whether bytes[i] is non-zero; reads 64 bytes.
+inline uint64_t pack_bits(const uint8_t* bytes) {
+#if defined(__AVX512BW__)
+  const __m512i pixels = _mm512_loadu_si512(bytes);
+  return _mm512_test_epi8_mask(pixels, pixels);
+#elif defined(__AVX2__)
+  const __m256i zero = _mm256_setzero_si256();
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 32));
+  const uint32_t low_zero = _mm256_movemask_epi8(_mm256_cmpeq_epi8(low, zero));
+  const uint32_t high_zero = _mm256_movemask_epi8(_mm256_cmpeq_epi8(high, zero));
+  return ~(uint64_t(high_zero) << 32 | low_zero);
+#elif defined(__SSE2__)
+  uint64_t is_zero = 0;
+  for (int i = 0; i < 4; ++i) {
+    const __m128i pixels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes) + i);
+    const uint64_t zeros = _mm_movemask_epi8(_mm_cmpeq_epi8(pixels, _mm_setzero_si128()));
+    is_zero |= zeros << (16 * i);
+  }
+  return ~is_zero;
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t pixels;
+    memcpy(&pixels, bytes + 8 * i, 8);
+    // The high bit of each byte becomes (byte != 0); the product gathers them in the top byte.
+    constexpr uint64_t low_seven = 0x7f7f7f7f7f7f7f7f;
+    pixels = (((pixels & low_seven) + low_seven) | pixels) & ~low_seven;
+    const uint64_t packed = ((pixels >> 7) * 0x0102040810204080) >> 56;
+    bits |= packed << (8 * i);
+  }
+  return bits;
+#endif
+}
+
+// bytes[i] = bit i, as 0 or 1; writes 64 bytes.
+inline void unpack_bits(uint64_t bits, uint8_t* bytes) {
+#if defined(__AVX512BW__)
+  _mm512_storeu_si512(bytes, _mm512_maskz_set1_epi8(bits, 1));
+#elif defined(__AVX2__)
+  const __m256i byte_of_pixel =
+      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  const __m256i bit_of_pixel = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+  for (int i = 0; i < 2; ++i) {
+    const __m256i word = _mm256_set1_epi32(static_cast<int>(bits >> (32 * i)));
+    const __m256i own_bit =
+        _mm256_and_si256(_mm256_shuffle_epi8(word, byte_of_pixel), bit_of_pixel);
+    const __m256i pixels =
+        _mm256_and_si256(_mm256_cmpeq_epi8(own_bit, bit_of_pixel), _mm256_set1_epi8(1));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes) + i, pixels);
+  }
+#else
+  for (int i = 0; i < 8; ++i) {
+    const uint64_t copies = (bits >> (8 * i) & 0xff) * 0x0101010101010101;
+    const uint64_t own_bit = copies & 0x8040201008040201;
+    const uint64_t pixels = ((own_bit + 0x7f7f7f7f7f7f7f7f) >> 7) & 0x0101010101010101;
+    memcpy(bytes + 8 * i, &pixels, 8);  // pixel 0 is the lowest byte: little-endian hosts
+  }
+#endif
+}
+
+}  // namespace FASTSEG_ISA
+}  // namespace fastseg

@@ -1,0 +1,285 @@
+#include <pybind11/numpy.h>
+
+#include "bindings/array.h"
+#include "core/parallel.h"
+#include "rle/rle.h"
+#include "rle/rle_math.h"
+
+namespace fastseg {
+namespace {
+
+uint32_t checked_area(const std::string& what, int64_t height, int64_t width) {
+  FASTSEG_CHECK(height >= 0 && width >= 0 && (width == 0 || height <= kMaxMaskArea / width), what,
+                " must be of fewer than 2^32 pixels, got height ", height, " and width ", width);
+  return static_cast<uint32_t>(height * width);
+}
+
+py::dict make_rle(int64_t height, int64_t width, const std::string& counts) {
+  py::list size(2);
+  size[0] = height;
+  size[1] = width;
+  py::dict rle;
+  rle["size"] = std::move(size);
+  rle["counts"] = py::bytes(counts);
+  return rle;
+}
+
+py::list make_rles(int64_t height, int64_t width, const std::vector<std::string>& counts) {
+  py::list rles(counts.size());
+  for (size_t n = 0; n < counts.size(); ++n) rles[n] = make_rle(height, width, counts[n]);
+  return rles;
+}
+
+// [N, H, W] -> list of N RLEs; [H, W] -> one.
+py::object encode(const py::object& masks) {
+  const Array array(masks, "masks");
+  if (is_floating(array.dtype())) {
+    throw py::type_error(message("masks must be boolean or integer, got ", name_of(array.dtype()),
+                                 "; threshold first, such as masks > 0.5"));
+  }
+  FASTSEG_CHECK(array.ndim() == 2 || array.ndim() == 3,
+                "masks must have shape [N, H, W] or [H, W], got ", array.shape());
+  FASTSEG_CHECK(array.device() == kCpuDevice, "masks must lie on the CPU, got CUDA device ",
+                array.device());
+  RleEncodeParams params;
+  View<3>& view = params.masks;
+  if (array.ndim() == 3) {
+    view = array.view<3>();
+  } else {
+    const View<2> one = array.view<2>();
+    view.data = one.data;
+    view.dtype = one.dtype;
+    view.size[0] = 1;
+    for (int d = 0; d < 2; ++d) {
+      view.size[d + 1] = one.size[d];
+      view.stride[d + 1] = one.stride[d];
+    }
+  }
+  checked_area("masks", view.size[1], view.size[2]);
+  std::vector<std::string> counts(view.size[0]);
+  params.counts = counts.data();
+  {
+    py::gil_scoped_release release;
+    rle_encode_cpu(params);
+  }
+  if (array.ndim() == 2) return make_rle(view.size[1], view.size[2], counts[0]);
+  return make_rles(view.size[1], view.size[2], counts);
+}
+
+// What a kernel that wrote toggles itself has left to do: toggles [T] uint32 or int32 (the same
+// bits), mask n's end at ends[n].
+py::list encode_toggles(const py::object& toggles, const py::object& ends, int64_t height,
+                        int64_t width) {
+  const Array toggle_array(toggles, "toggles"), end_array(ends, "ends");
+  toggle_array.expect_dtype({DType::u32, DType::i32}).expect_device(end_array);
+  end_array.expect_dtype({DType::i64});
+  const View<1> positions = toggle_array.view<1>(), end_view = end_array.view<1>();
+  const uint32_t area = checked_area("masks", height, width);
+  int64_t begin = 0;
+  for (int64_t n = 0; n < end_view.size[0]; ++n) {
+    const int64_t end = *end_view.at<int64_t>(n);
+    FASTSEG_CHECK(begin <= end && end <= positions.size[0], "ends[", n, "] must be in [", begin,
+                  ", ", positions.size[0], "], got ", end);
+    begin = end;
+  }
+  FASTSEG_CHECK(positions.size[0] == 0 || positions.stride[0] == 1, "toggles must be contiguous");
+  std::vector<std::string> counts(end_view.size[0]);
+  {
+    py::gil_scoped_release release;
+    parallel_for(end_view.size[0], 4, [&](int64_t first, int64_t last) {
+      for (int64_t n = first; n < last; ++n) {
+        const int64_t start = n == 0 ? 0 : *end_view.at<int64_t>(n - 1);
+        append_counts(positions.as<uint32_t>() + start, *end_view.at<int64_t>(n) - start, area,
+                      &counts[n]);
+      }
+    });
+  }
+  return make_rles(height, width, counts);
+}
+
+// An RLE read from Python: where its string lies, then its toggles.
+struct Rle {
+  int64_t height, width;
+  uint32_t area;
+  const char* text = nullptr;  // null: counts were a list, toggles are set
+  int64_t text_size = 0;
+  std::vector<uint32_t> toggles;
+  int64_t total = 0;  // sum of the counts
+  std::string error;
+
+  std::string size() const { return message("[", height, ", ", width, "]"); }
+};
+
+void read_count_list(const py::sequence& counts, const std::string& what, Rle* rle) {
+  const size_t size = counts.size();
+  for (size_t i = 0; i < size; ++i) {
+    const int64_t count = counts[i].cast<int64_t>();
+    FASTSEG_CHECK(count >= 0 && count <= kMaxMaskArea - rle->total, what, ": counts[", i,
+                  "] must be at least 0 and the sum less than 2^32, got ", count);
+    if (i > 0) rle->toggles.push_back(static_cast<uint32_t>(rle->total));
+    rle->total += count;
+  }
+}
+
+Rle read_rle(py::handle object, const std::string& what) {
+  if (!py::isinstance<py::dict>(object)) {
+    throw py::type_error(message(what, " must be a dict with 'size' and 'counts', got ",
+                                 Py_TYPE(object.ptr())->tp_name));
+  }
+  const auto dict = py::reinterpret_borrow<py::dict>(object);
+  FASTSEG_CHECK(dict.contains("size") && dict.contains("counts"), what,
+                " must have the keys 'size' and 'counts', got ",
+                py::cast<std::string>(py::repr(py::list(dict))));
+  const py::object size = dict["size"], counts = dict["counts"];
+  Rle rle;
+  try {
+    const auto pair = py::cast<std::pair<int64_t, int64_t>>(py::tuple(size));
+    rle.height = pair.first;
+    rle.width = pair.second;
+  } catch (const py::cast_error&) {
+    FASTSEG_CHECK(false, what, ": size must be [height, width], got ",
+                  py::cast<std::string>(py::repr(size)));
+  }
+  rle.area = checked_area(what + ": size", rle.height, rle.width);
+  if (PyBytes_Check(counts.ptr())) {
+    rle.text = PyBytes_AS_STRING(counts.ptr());
+    rle.text_size = PyBytes_GET_SIZE(counts.ptr());
+  } else if (PyUnicode_Check(counts.ptr())) {
+    Py_ssize_t length = 0;
+    rle.text = PyUnicode_AsUTF8AndSize(counts.ptr(), &length);
+    if (rle.text == nullptr) throw py::error_already_set();
+    rle.text_size = length;
+  } else if (py::isinstance<py::sequence>(counts)) {
+    try {
+      read_count_list(py::reinterpret_borrow<py::sequence>(counts), what, &rle);
+    } catch (const py::cast_error&) {
+      throw py::type_error(what + ": counts must hold integers");
+    }
+  } else {
+    throw py::type_error(message(what, ": counts must be bytes, str or a list of ints, got ",
+                                 Py_TYPE(counts.ptr())->tp_name));
+  }
+  return rle;
+}
+
+std::vector<Rle> read_rles(const py::sequence& objects, bool complete) {
+  std::vector<Rle> rles;
+  std::vector<py::object> keep_alive;  // the strings, which another thread could drop meanwhile
+  rles.reserve(objects.size());
+  for (py::handle object : objects) {
+    rles.push_back(read_rle(object, message("rles[", rles.size(), "]")));
+    keep_alive.push_back(object["counts"]);
+  }
+  {
+    py::gil_scoped_release release;
+    parallel_for(rles.size(), 8, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        Rle& rle = rles[n];
+        if (rle.text == nullptr) continue;
+        rle.error = read_counts(rle.text, rle.text_size, &rle.toggles, &rle.total);
+      }
+    });
+  }
+  for (size_t n = 0; n < rles.size(); ++n) {
+    const Rle& rle = rles[n];
+    FASTSEG_CHECK(rle.error.empty(), "rles[", n, "]: counts ", rle.error);
+    FASTSEG_CHECK(rle.total <= rle.area && (!complete || rle.total == rle.area), "rles[", n,
+                  "]: counts sum to ", rle.total, ", but size ", rle.size(), " has ", rle.area,
+                  " pixels");
+  }
+  return rles;
+}
+
+// RLEs of one size -> (height, width, toggles [T] uint32, offsets [N + 1] int64).
+py::tuple parse(const py::sequence& objects) {
+  const std::vector<Rle> rles = read_rles(objects, true);
+  py::array_t<int64_t> offsets(rles.size() + 1);
+  int64_t* const offset = offsets.mutable_data();
+  offset[0] = 0;
+  for (size_t n = 0; n < rles.size(); ++n) {
+    FASTSEG_CHECK(rles[n].height == rles[0].height && rles[n].width == rles[0].width,
+                  "rles must be of one size: rles[0] has ", rles[0].size(), ", rles[", n, "] has ",
+                  rles[n].size());
+    offset[n + 1] = offset[n] + static_cast<int64_t>(rles[n].toggles.size());
+  }
+  py::array_t<uint32_t> toggles(offset[rles.size()]);
+  for (size_t n = 0; n < rles.size(); ++n) {
+    std::copy(rles[n].toggles.begin(), rles[n].toggles.end(), toggles.mutable_data() + offset[n]);
+  }
+  return py::make_tuple(rles.empty() ? 0 : rles[0].height, rles.empty() ? 0 : rles[0].width,
+                        toggles, offsets);
+}
+
+void fill(const py::object& toggles, const py::object& offsets, const py::object& masks,
+          uintptr_t stream) {
+  const Array toggle_array(toggles, "toggles"), offset_array(offsets, "offsets");
+  const Array mask_array(masks, "masks");
+  RleFillParams params;
+  params.masks = mask_array.expect_dtype({DType::u8, DType::boolean}).view<3>();
+  params.toggles = toggle_array.expect_dtype({DType::u32, DType::i32}).view<1>();
+  params.offsets = offset_array.expect_dtype({DType::i64}).view<1>();
+  toggle_array.expect_device(mask_array);
+  offset_array.expect_device(mask_array).expect_shape({params.masks.size[0] + 1});
+  FASTSEG_CHECK(
+      params.masks.numel() == 0 || params.masks.stride[1] == 1 || params.masks.stride[2] == 1,
+      "masks must have contiguous rows or columns");
+  launch_on(mask_array.device(), stream, params, rle_fill_cpu, FASTSEG_CUDA(rle_fill_cuda));
+}
+
+// Pixels inside. pycocotools' type, so 32 bits: an RLE of fewer than 2^32 pixels fits.
+py::array_t<uint32_t> area(const py::sequence& objects) {
+  const std::vector<Rle> rles = read_rles(objects, false);
+  py::array_t<uint32_t> areas(rles.size());
+  for (size_t n = 0; n < rles.size(); ++n) {
+    const std::vector<uint32_t>& toggles = rles[n].toggles;
+    int64_t sum = 0;
+    for (size_t i = 0; i < toggles.size(); i += 2) {
+      sum += (i + 1 < toggles.size() ? toggles[i + 1] : rles[n].total) - toggles[i];
+    }
+    areas.mutable_data()[n] = static_cast<uint32_t>(sum);
+  }
+  return areas;
+}
+
+// Boxes (x, y, width, height) of whole pixels; zeros for an empty mask.
+py::array_t<double> to_bbox(const py::sequence& objects) {
+  const std::vector<Rle> rles = read_rles(objects, false);
+  py::array_t<double> boxes({static_cast<py::ssize_t>(rles.size()), py::ssize_t{4}});
+  for (size_t n = 0; n < rles.size(); ++n) {
+    const Rle& rle = rles[n];
+    int64_t left = rle.width, top = rle.height, right = 0, bottom = 0;
+    for (size_t i = 0; i < rle.toggles.size(); i += 2) {
+      const int64_t begin = rle.toggles[i];
+      const int64_t end = i + 1 < rle.toggles.size() ? rle.toggles[i + 1] : rle.total;
+      if (begin == end) continue;
+      const int64_t first = begin / rle.height, last = (end - 1) / rle.height;
+      const bool one_column = first == last;
+      left = std::min(left, first);
+      right = std::max(right, last + 1);
+      top = std::min(top, one_column ? begin - first * rle.height : 0);
+      bottom = std::max(bottom, one_column ? end - first * rle.height : rle.height);
+    }
+    double* box = boxes.mutable_data(n, 0);
+    const bool empty = right == 0;
+    box[0] = empty ? 0 : left;
+    box[1] = empty ? 0 : top;
+    box[2] = empty ? 0 : right - left;
+    box[3] = empty ? 0 : bottom - top;
+  }
+  return boxes;
+}
+
+}  // namespace
+
+void bind_rle(py::module_& module) {
+  module.def("rle_encode", &encode, py::arg("masks"));
+  module.def("rle_encode_toggles", &encode_toggles, py::arg("toggles"), py::arg("ends"),
+             py::arg("height"), py::arg("width"));
+  module.def("rle_parse", &parse, py::arg("rles"));
+  module.def("rle_fill", &fill, py::arg("toggles"), py::arg("offsets"), py::arg("masks"),
+             py::arg("stream") = 0);
+  module.def("rle_area", &area, py::arg("rles"));
+  module.def("rle_to_bbox", &to_bbox, py::arg("rles"));
+}
+
+}  // namespace fastseg

@@ -1,0 +1,103 @@
+// COCO's run-length encoding of a mask: between toggles and the compressed string.
+//
+// A mask [h, w] is read column by column: pixel (x, y) has position x * h + y. A toggle is a
+// position where the value changes; the first pixel counts as changed when it is 1. Toggles come
+// in ascending order, and two equal ones cancel (a run of length 0). h * w < 2^32, so positions
+// are uint32.
+//
+// How a kernel that makes masks encodes them without ever holding their pixels:
+//   - from rows of 64-bit words (bit = column): ColumnTransitions in rle/transitions.h sorts the
+//     toggles into columns; then append_counts() here writes the string;
+//   - from per-column transitions: push the toggles in column order with append_toggle(), which
+//     cancels a run that goes on in the next column; then append_counts().
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace fastseg {
+
+constexpr int64_t kMaxMaskArea = 0xffffffff;
+
+inline void append_toggle(uint32_t position, std::vector<uint32_t>* toggles) {
+  if (!toggles->empty() && toggles->back() == position) {
+    toggles->pop_back();
+  } else {
+    toggles->push_back(position);
+  }
+}
+
+// Writes one run in COCO's variable-length code: groups of 5 bits, lowest first, sign-extended,
+// bit 5 = more groups follow, each as a character from '0' on. At most 7 characters.
+inline char* write_run(int64_t value, char* text) {
+  bool more;
+  do {
+    const int group = value & 31;
+    value >>= 5;
+    more = value != (group & 16 ? -1 : 0);
+    *text++ = static_cast<char>((group | (more ? 32 : 0)) + 48);
+  } while (more);
+  return text;
+}
+
+// Appends the compressed counts of a mask of `area` pixels. Toggles are ascending without equal
+// neighbours; those at or past the end of the mask are ignored.
+inline void append_counts(const uint32_t* toggles, int64_t size, uint32_t area, std::string* text) {
+  while (size > 0 && toggles[size - 1] >= area) --size;
+  constexpr int64_t kBlock = 128;  // runs between appends
+  char buffer[kBlock * 7];
+  // Counts of the last two runs; a run from the fourth on is stored as a difference to two before.
+  int64_t before_last = 0, last = 0, previous_toggle = 0;
+  for (int64_t begin = 0; begin <= size; begin += kBlock) {
+    char* end = buffer;
+    for (int64_t i = begin; i <= size && i < begin + kBlock; ++i) {
+      const int64_t toggle = i < size ? toggles[i] : area;
+      const int64_t count = toggle - previous_toggle;
+      end = write_run(i > 2 ? count - before_last : count, end);
+      before_last = last;
+      last = count;
+      previous_toggle = toggle;
+    }
+    text->append(buffer, end);
+  }
+}
+
+// Reads a compressed string into toggles, one per run but the last (`total` gets the position where
+// that one ends). Returns what is wrong with the string, or an empty string.
+inline std::string read_counts(const char* text, int64_t size, std::vector<uint32_t>* toggles,
+                               int64_t* total) {
+  int64_t counts[3] = {};  // the last runs, of index i % 3
+  int64_t position = 0;
+  toggles->clear();
+  toggles->reserve(size);
+  int64_t i = 0;
+  for (int64_t at = 0; at < size; ++i) {
+    const int64_t begin = at;
+    int64_t value = 0;
+    int group;
+    do {
+      if (at == size) return "end in the middle of a number";
+      if (at - begin == 7)
+        return "hold a number of more than 7 characters at " + std::to_string(begin);
+      group = static_cast<unsigned char>(text[at]) - 48;
+      if (group < 0 || group > 63) {
+        return "hold the byte " + std::to_string(group + 48) + " at " + std::to_string(at) +
+               ", outside '0' to 'o'";
+      }
+      value |= int64_t(group & 31) << (5 * (at - begin));
+      ++at;
+    } while (group & 32);
+    if (group & 16) value -= int64_t(1) << (5 * (at - begin));
+    if (i > 2) value += counts[(i - 2) % 3];
+    if (value < 0) return "hold a negative run at " + std::to_string(begin);
+    if (i > 0) toggles->push_back(static_cast<uint32_t>(position));
+    counts[i % 3] = value;
+    position += value;
+    if (position > kMaxMaskArea) return "sum to 2^32 or more";
+  }
+  *total = position;
+  return {};
+}
+
+}  // namespace fastseg
