@@ -1,8 +1,9 @@
 # Adds the CUDA kernels to the target _C: compiled by nvcc, or for the CPU by the emulator.
 if(FASTSEG_CUDA_EMULATOR)
-  # nvcc allows vector loads through cast pointers; `#pragma unroll` is nvcc's.
+  # nvcc allows vector loads through cast pointers; `#pragma unroll` is nvcc's; the assembler
+  # warns of the section that the emulator's __shared__ puts a kernel template's variables in.
   set_source_files_properties(${cuda_sources} PROPERTIES LANGUAGE CXX
-    COMPILE_OPTIONS "-x;c++;-fno-strict-aliasing;-Wno-unknown-pragmas")
+    COMPILE_OPTIONS "-x;c++;-fno-strict-aliasing;-Wno-unknown-pragmas;-Wa,--no-warn")
   file(GLOB emulator_sources tests/cuda_emulator/*.cpp)
   target_sources(_C PRIVATE ${cuda_sources} ${emulator_sources})
   target_include_directories(_C BEFORE PRIVATE tests/cuda_emulator/include)

@@ -1,19 +1,19 @@
 // Runs a CUDA grid on one CPU thread: block after block, every thread of a block on a fiber that
 // runs until it waits at a barrier or a warp collective, or exits. README.md tells what this finds.
 #include <algorithm>
-#include <cstdlib>
 #include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cuda_runtime.h"
 #include "fiber.h"
+#include "launch_order.h"
 #include "shared_memory.h"
+#include "thread.h"
 
 uint3 threadIdx;
 uint3 blockIdx;
@@ -22,83 +22,6 @@ dim3 gridDim;
 
 namespace cuda_emulator {
 namespace {
-
-constexpr unsigned kWarp = 32;
-
-enum class State : unsigned char { kNew, kReady, kAtBarrier, kAtCollective, kExited };
-
-struct Thread {
-  State state = State::kNew;
-  uint3 index{};
-  unsigned rank = 0;
-  Fiber* fiber = nullptr;  // holds the stack of a thread that waits
-
-  // What the thread waits for, and the answer.
-  Barrier barrier{};
-  Collective collective{};
-  Site site{};
-  unsigned mask = 0;
-  uint64_t value = 0;
-  int argument = 0, width = 0;
-  uint64_t result = 0;
-};
-
-std::string text(uint3 v) {
-  return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
-}
-
-std::string hex(unsigned mask) {
-  char buffer[16];
-  std::snprintf(buffer, sizeof(buffer), "0x%08x", mask);
-  return buffer;
-}
-
-std::string text(Site site) {
-  const std::string path = site.file;
-  return path.substr(path.find_last_of('/') + 1) + ":" + std::to_string(site.line);
-}
-
-const char* name_of(Barrier barrier) {
-  static const char* const names[] = {"__syncthreads", "__syncthreads_or", "__syncthreads_and",
-                                      "__syncthreads_count"};
-  return names[static_cast<int>(barrier)];
-}
-
-const char* name_of(Collective collective) {
-  static const char* const names[] = {"__syncwarp",       "__shfl_sync",     "__shfl_up_sync",
-                                      "__shfl_down_sync", "__shfl_xor_sync", "__ballot_sync",
-                                      "__any_sync",       "__all_sync",      "__match_any_sync"};
-  return names[static_cast<int>(collective)];
-}
-
-// The order in which threads and blocks run, from FASTSEG_EMULATOR_ORDER.
-class Order {
- public:
-  static Order from_environment() {
-    const char* variable = std::getenv("FASTSEG_EMULATOR_ORDER");
-    const std::string value = variable == nullptr ? "forward" : variable;
-    Order order;
-    order.reverse_ = value == "reverse";
-    order.shuffle_ = value.rfind("shuffle", 0) == 0;
-    if (value.rfind("shuffle:", 0) == 0) order.random_.seed(std::stoul(value.substr(8)));
-    if (value != "forward" && !order.reverse_ && value != "shuffle" &&
-        value.rfind("shuffle:", 0) != 0) {
-      throw std::runtime_error("FASTSEG_EMULATOR_ORDER is '" + value +
-                               "', must be forward, reverse, shuffle or shuffle:SEED");
-    }
-    return order;
-  }
-
-  template <class Iterator>
-  void arrange(Iterator begin, Iterator end) {
-    if (reverse_) std::reverse(begin, end);
-    if (shuffle_) std::shuffle(begin, end, random_);
-  }
-
- private:
-  bool reverse_ = false, shuffle_ = false;
-  std::mt19937 random_{1};
-};
 
 void fiber_main();
 
@@ -110,7 +33,6 @@ class Scheduler {
                       Site site);
   void run_threads_on_this_fiber();
   void* dynamic_shared() { return dynamic_shared_.begin(); }
-  Context host;
 
  private:
   void check(const LaunchConfig& config) const;
@@ -119,10 +41,7 @@ class Scheduler {
   void suspend();
   void set_current(Thread& thread);
   void make_ready(std::vector<unsigned>& ranks);
-  bool complete(const Thread& last) const;
   void finish_collective(const Thread& last);
-  uint64_t lane_result(const Thread& thread, const Thread* warp, uint64_t reduced) const;
-  uint64_t shuffled(const Thread& thread, const Thread* warp) const;
   void abandon_waiting_fibers();
   std::string describe_stuck_threads() const;
   std::string where() const;
@@ -130,7 +49,7 @@ class Scheduler {
   const LaunchConfig* config_ = nullptr;
   void (*body_)(void*) = nullptr;
   void* context_ = nullptr;
-  Order order_;
+  LaunchOrder order_;
   std::vector<Thread> threads_;  // of the running block, by rank
   std::vector<unsigned> ready_;  // ranks that can run, the next one last
   std::vector<unsigned> newly_ready_;
@@ -139,6 +58,7 @@ class Scheduler {
   std::string error_;  // of the first thread that failed
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Fiber*> idle_fibers_;
+  Context host_;  // the stack of whoever called run()
   Fiber* running_fiber_ = nullptr;
   DynamicShared dynamic_shared_;
 };
@@ -181,7 +101,7 @@ void Scheduler::run(const LaunchConfig& config, void (*body)(void*), void* conte
   config_ = &config;
   body_ = body;
   context_ = context;
-  order_ = Order::from_environment();
+  order_ = LaunchOrder::from_environment();
   blockDim = config.block;
   gridDim = config.grid;
   threads_.assign(size_t{config.block.x} * config.block.y * config.block.z, Thread{});
@@ -293,19 +213,19 @@ void Scheduler::resume(Thread& thread) {
     running_fiber_->prepare(fiber_main);
   }
   thread.fiber = nullptr;
-  host.switch_to(*running_fiber_);
+  host_.switch_to(*running_fiber_);
 }
 
 // Called on a fiber: the current thread waits.
 void Scheduler::suspend() {
   current_->fiber = running_fiber_;
-  running_fiber_->switch_to(host);
+  running_fiber_->switch_to(host_);
 }
 
 // A fiber's whole life: the thread it was started for and then, without a switch, whatever new
 // threads are next. A kernel without barriers thus needs one fiber.
 void Scheduler::run_threads_on_this_fiber() {
-  running_fiber_->announce_arrival(&host);
+  running_fiber_->announce_arrival(&host_);
   for (;;) {
     try {
       body_(context_);
@@ -321,7 +241,7 @@ void Scheduler::run_threads_on_this_fiber() {
     ready_.pop_back();
   }
   idle_fibers_.push_back(running_fiber_);
-  running_fiber_->switch_to(host, /*last=*/true);
+  running_fiber_->switch_to(host_, /*last=*/true);
 }
 
 void Scheduler::make_ready(std::vector<unsigned>& ranks) {
@@ -391,7 +311,7 @@ uint64_t Scheduler::collective(Collective kind, unsigned mask, uint64_t value, i
   self.argument = argument;
   self.width = width;
   self.site = site;
-  if (complete(self)) {
+  if (collective_is_complete(self, &self - lane)) {
     finish_collective(self);
   } else {
     suspend();
@@ -399,87 +319,19 @@ uint64_t Scheduler::collective(Collective kind, unsigned mask, uint64_t value, i
   return self.result;
 }
 
-// Whether all lanes of the mask wait in the same collective.
-bool Scheduler::complete(const Thread& last) const {
-  const Thread* warp = &last - last.rank % kWarp;
-  for (unsigned lane = 0; lane < kWarp; ++lane) {
-    if ((last.mask >> lane & 1) == 0) continue;
-    const Thread& other = warp[lane];
-    if (other.state != State::kAtCollective || other.collective != last.collective ||
-        other.mask != last.mask || other.site.line != last.site.line || other.width != last.width) {
-      return false;
-    }
-  }
-  return true;
-}
-
 void Scheduler::finish_collective(const Thread& last) {
   Thread* warp = &threads_[last.rank - last.rank % kWarp];
-  uint64_t votes = 0;
-  for (unsigned lane = 0; lane < kWarp; ++lane) {
-    if ((last.mask >> lane & 1) != 0 && warp[lane].value != 0) votes |= uint64_t{1} << lane;
-  }
   newly_ready_.clear();
   for (unsigned lane = 0; lane < kWarp; ++lane) {
     if ((last.mask >> lane & 1) == 0) continue;
     Thread& thread = warp[lane];
-    thread.result = lane_result(thread, warp, votes);
+    thread.result = collective_result(thread, warp);
     if (&thread != &last) newly_ready_.push_back(thread.rank);
   }
   for (unsigned lane = 0; lane < kWarp; ++lane) {
     if ((last.mask >> lane & 1) != 0) warp[lane].state = State::kReady;
   }
   make_ready(newly_ready_);
-}
-
-uint64_t Scheduler::lane_result(const Thread& thread, const Thread* warp, uint64_t votes) const {
-  switch (thread.collective) {
-    case Collective::kSync:
-      return 0;
-    case Collective::kBallot:
-      return votes;
-    case Collective::kAny:
-      return votes != 0;
-    case Collective::kAll:
-      return votes == thread.mask;
-    case Collective::kMatchAny: {
-      uint64_t equal = 0;
-      for (unsigned lane = 0; lane < kWarp; ++lane) {
-        if ((thread.mask >> lane & 1) != 0 && warp[lane].value == thread.value) {
-          equal |= uint64_t{1} << lane;
-        }
-      }
-      return equal;
-    }
-    default:
-      return shuffled(thread, warp);
-  }
-}
-
-uint64_t Scheduler::shuffled(const Thread& thread, const Thread* warp) const {
-  const int lane = static_cast<int>(thread.rank % kWarp);
-  const int segment = lane & ~(thread.width - 1);
-  int source = lane;
-  switch (thread.collective) {
-    case Collective::kShuffle:
-      source = segment | (thread.argument & (thread.width - 1));
-      break;
-    case Collective::kShuffleUp:
-      if (lane - thread.argument >= segment) source = lane - thread.argument;
-      break;
-    case Collective::kShuffleDown:
-      if (lane + thread.argument < segment + thread.width) source = lane + thread.argument;
-      break;
-    default:  // an exchange may reach into earlier segments, never into later ones
-      if ((lane ^ thread.argument) < segment + thread.width) source = lane ^ thread.argument;
-  }
-  if ((thread.mask >> source & 1) == 0) {
-    throw std::runtime_error(std::string(name_of(thread.collective)) + " (" + text(thread.site) +
-                             "): lane " + std::to_string(lane) + " reads lane " +
-                             std::to_string(source) + ", which the mask " + hex(thread.mask) +
-                             " lacks");
-  }
-  return warp[source].value;
 }
 
 std::mutex launch_mutex;

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/cuda.cuh"
@@ -262,6 +263,43 @@ void barriers() {
   print(out.host());
 }
 
+// The block's verdicts on i < limit.
+__global__ void votes_kernel(int* out, int limit) {
+  const bool below = static_cast<int>(threadIdx.x) < limit;
+  const int any = __syncthreads_or(below), all = __syncthreads_and(below);
+  const int count = __syncthreads_count(below);
+  if (threadIdx.x != 40) return;
+  out[0] = any;
+  out[1] = all;
+  out[2] = count;
+}
+
+void votes() {
+  for (const int limit : {0, 40, 64}) {
+    Buffer<int> out(std::vector<int>(3));
+    launch("votes", votes_kernel, dim3(1), dim3(64), 0, nullptr, out.data(), limit);
+    print(out.host());
+  }
+}
+
+// Launches from two host threads at once, as autograd's threads do.
+void host_threads() {
+  std::vector<int> sums(2);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 2; ++t) {
+    threads.emplace_back([&sums, t] {
+      Buffer<int> values(iota(256)), sum({0});
+      for (int repeat = 0; repeat < 50; ++repeat) {
+        launch("block_sum", block_sum_kernel, dim3(1), dim3(256), 0, nullptr, values.data(), 256,
+               sum.data());
+        sums[t] += sum.host()[0];
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  print(sums);
+}
+
 // ---- Wrong kernels -----------------------------------------------------------------------------
 
 __global__ void missing_barrier_kernel(int* out) {
@@ -273,6 +311,25 @@ __global__ void missing_barrier_kernel(int* out) {
 void missing_barrier() {
   Buffer<int> out(std::vector<int>(64));
   launch("missing_barrier", missing_barrier_kernel, dim3(1), dim3(64), 0, nullptr, out.data());
+  print(out.host());
+}
+
+// Lanes hand values to their neighbours in rounds, without a __syncwarp after the read.
+__global__ void missing_warp_barrier_kernel(int* out) {
+  __shared__ int ring[32];
+  const int lane = fastseg::lane_id();
+  int value = lane;
+  for (int round = 0; round < 3; ++round) {
+    ring[lane] = value;
+    __syncwarp();
+    value = ring[(lane + 1) % 32];
+  }
+  out[lane] = value;
+}
+
+void missing_warp_barrier() {
+  Buffer<int> out(std::vector<int>(32));
+  launch("ring", missing_warp_barrier_kernel, dim3(1), dim3(32), 0, nullptr, out.data());
   print(out.host());
 }
 
@@ -379,7 +436,10 @@ const Case kCases[] = {
     {"uninitialised", uninitialised},
     {"indices", indices},
     {"barriers", barriers},
+    {"votes", votes},
+    {"host_threads", host_threads},
     {"missing_barrier", missing_barrier},
+    {"missing_warp_barrier", missing_warp_barrier},
     {"block_order", block_order},
     {"early_exit", [] { expect_error(early_exit_kernel, 64, 0); }},
     {"two_barriers", [] { expect_error(two_barriers_kernel, 64, 0); }},
