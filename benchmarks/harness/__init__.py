@@ -1,0 +1,1 @@
+"""What the benchmarks share: cases, agreement of results, timing, the machine, reports."""

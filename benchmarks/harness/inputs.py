@@ -1,0 +1,34 @@
+"""Inputs of realistic shape, the same on every device and in every run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A generator on the CPU, so that a seed gives the same inputs on every device."""
+    return torch.Generator().manual_seed(seed)
+
+
+def proposals(count: int, height: int, width: int, random: torch.Generator) -> Tensor:
+    """Boxes like those of a region proposal network: sides log-uniform in 16-600 px, aspect ratio
+    e^-0.7 to e^0.7, centres anywhere, clipped to the image.
+
+    Args:
+        count: number of boxes.
+        height: of the image in pixels.
+        width: of the image in pixels.
+        random: source of randomness.
+
+    Returns:
+        [count, 4] float32 (x1, y1, x2, y2).
+    """
+    u = torch.rand(4, count, generator=random)
+    side = 16 * (600 / 16) ** u[0]
+    half_stretch = torch.exp(0.7 * (2 * u[1] - 1) / 2)
+    half = torch.stack([side * half_stretch, side / half_stretch], 1) / 2
+    centre = torch.stack([width * u[2], height * u[3]], 1)
+    limit = torch.tensor([width, height], dtype=torch.float32)
+    corners = torch.cat([centre - half, centre + half], 1)
+    return corners.clamp(min=0).minimum(limit.repeat(2))

@@ -1,0 +1,120 @@
+"""The benchmarks still run and still compare like with like; nothing here is timed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from benchmarks.harness import timing  # noqa: E402
+from benchmarks.harness.agreement import close, equal, relative_norm  # noqa: E402
+from benchmarks.harness.case import Case, Setting  # noqa: E402
+from benchmarks.harness.runner import Ceilings, Row, run_case  # noqa: E402
+
+OPS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py"))
+
+
+@pytest.mark.skipif(
+    "FASTSEG_TEST_EXTENSION" in os.environ, reason="benchmarks time the installed extension"
+)
+def test_quick_run_of_all_ops(tmp_path):
+    results = tmp_path / "results.json"
+    plot = tmp_path / "plot.png"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cpu", "--threads", "1"]
+    run = subprocess.run(
+        [*command, "--json", results, "--plot", plot], cwd=ROOT, capture_output=True, text=True
+    )
+    print(run.stdout, run.stderr)  # names the peers that are not installed
+    assert run.returncode == 0
+    document = json.loads(results.read_text())
+    assert document["machine"]["copy_bandwidth"] > 0
+    assert {row["op"] for row in document["results"]} == set(OPS)
+    for row in document["results"]:
+        assert row["status"] in ("ok", "not installed"), row
+        if row["provider"] == "fastseg":
+            assert row["status"] == "ok" and row["wall"]["median"] > 0, row
+    assert plot.stat().st_size > 0
+
+
+def run_fake_case(**providers) -> dict[str, Row]:
+    setting = Setting(torch.device("cpu"), torch.float32, quick=True)
+    case = Case("fake", {name: lambda run=run: run for name, run in providers.items()}, 8)
+    rows = run_case(
+        "fake",
+        case,
+        setting,
+        against=None,
+        seconds=0,
+        warm_cache=False,
+        ceilings=Ceilings(setting, copy=1e9),
+    )
+    return {row.provider: row for row in rows}
+
+
+def test_no_speedup_where_results_differ():
+    rows = run_fake_case(
+        fastseg=lambda: torch.ones(3),
+        same=lambda: torch.ones(3),
+        other=lambda: torch.tensor([1.0, 2.0, 1.0]),
+    )
+    assert rows["same"].speedup.keys() == {"wall", "cpu"}
+    assert rows["other"].status == "differs" and rows["other"].failed
+    assert "[1]: 1 against 2" in rows["other"].reason
+    assert not rows["other"].speedup
+
+
+def test_failures_are_reported_and_do_not_stop_the_run():
+    def fail():
+        raise NotImplementedError("not for this dtype")
+
+    rows = run_fake_case(fastseg=lambda: torch.ones(3), broken=fail)
+    assert rows["broken"].status == "failed" and not rows["broken"].failed
+    assert "not for this dtype" in rows["broken"].reason
+    rows = run_fake_case(fastseg=fail, peer=lambda: torch.ones(3))
+    assert rows["fastseg"].failed and rows["peer"].status == "not compared"
+
+
+def test_missing_peer_is_named():
+    setting = Setting(torch.device("cpu"), torch.float32, quick=True)
+
+    def missing():
+        raise ImportError("No module named 'peer'")
+
+    case = Case("fake", {"fastseg": lambda: lambda: 1, "peer": missing}, 8, agreement=equal)
+    ceilings = Ceilings(setting, copy=1e9)
+    _, row = run_case(
+        "fake", case, setting, against=None, seconds=0, warm_cache=False, ceilings=ceilings
+    )
+    assert row.status == "not installed" and "peer" in row.reason and row.wall is None
+
+
+@pytest.mark.parametrize("agreement", [close(), relative_norm(0.01)])
+def test_agreement_of_tensors(agreement):
+    ones = torch.ones(2, 3)
+    assert agreement(ones, ones) is None
+    assert agreement([ones, ones], (ones, ones)) is None
+    assert agreement(ones, 2 * ones) is not None
+    assert agreement(ones * float("nan"), ones) is not None
+    assert agreement(ones, ones[:1]) is not None
+    assert agreement([ones], [ones, ones]) is not None
+    assert agreement(ones, None) is not None
+
+
+def test_agreement_of_exact_results():
+    assert equal([b"a", b"b"], [b"a", b"b"]) is None
+    assert "item 1 of 2" in equal([b"a", b"b"], [b"a", b"c"])
+    assert equal(torch.tensor([1, 2]), torch.tensor([1, 2])) is None
+    assert equal(torch.tensor([1, 2]), torch.tensor([2, 1])) is not None
+
+
+def test_ratio_pairs_rounds():
+    # Both slowed down alike in the second round: the ratio does not see it.
+    slow, fast = timing.Times([4.0, 40.0, 4.0]), timing.Times([2.0, 20.0, 2.0])
+    assert slow.ratio_to(fast) == 2
+    assert timing.Times([3.0, 1.0, 2.0]).median == 2
