@@ -1,0 +1,271 @@
+// NMS on the CPU. Boxes are walked by score; a candidate is compared with the kept boxes of its
+// class, which lie in blocks of structure-of-arrays chained per class, so that a block is a few
+// vector instructions. Large walks test a chunk of candidates in parallel against the boxes kept so
+// far, then one after the other against those kept within the chunk.
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "core/cpu_dispatch.h"
+#include "core/dispatch.h"
+#include "core/parallel.h"
+#include "nms/nms_math.h"
+
+namespace fastseg {
+namespace FASTSEG_ISA {
+namespace {
+
+constexpr int kBlock = 64;       // boxes; amortises the reduction of a comparison to one flag
+constexpr int64_t kChunk = 256;  // candidates between two looks at the clock of early exit
+constexpr int64_t kParallelPairs = 1 << 17;  // ~20 us of comparisons: worth waking the threads
+constexpr size_t kRadixMinimum = 64;  // below, a comparison sort beats clearing the histograms
+
+// ---- order of scores
+
+template <class Key>
+struct Ranked {
+  Key key;
+  int32_t index;
+};
+
+// Keys ascend as scores descend; all NaNs come first and -0 equals 0, as in torch.sort.
+uint32_t descending_key(float score) {
+  if (score != score) return 0;
+  const uint32_t bits = bit_cast<uint32_t>(score + 0.0f);
+  return (bits >> 31) != 0 ? bits : ~(bits | 0x80000000u);
+}
+uint64_t descending_key(double score) {
+  if (score != score) return 0;
+  const uint64_t bits = bit_cast<uint64_t>(score + 0.0);
+  return (bits >> 63) != 0 ? bits : ~(bits | (uint64_t{1} << 63));
+}
+
+// Stable: least significant digit first, digits that all keys share are skipped.
+template <class Key>
+void sort_by_key(std::vector<Ranked<Key>>& items) {
+  if (items.size() < kRadixMinimum) {
+    std::stable_sort(items.begin(), items.end(),
+                     [](const auto& a, const auto& b) { return a.key < b.key; });
+    return;
+  }
+  std::array<std::array<uint32_t, 256>, sizeof(Key)> counts{};
+  for (const auto& item : items) {
+    for (size_t digit = 0; digit < sizeof(Key); ++digit) {
+      ++counts[digit][(item.key >> (8 * digit)) & 255];
+    }
+  }
+  std::vector<Ranked<Key>> sorted(items.size());
+  for (size_t digit = 0; digit < sizeof(Key); ++digit) {
+    auto& offsets = counts[digit];
+    if (offsets[(items[0].key >> (8 * digit)) & 255] == items.size()) continue;
+    uint32_t sum = 0;
+    for (uint32_t& offset : offsets) sum += std::exchange(offset, sum);
+    for (const auto& item : items) sorted[offsets[(item.key >> (8 * digit)) & 255]++] = item;
+    items.swap(sorted);
+  }
+}
+
+template <class T>
+std::vector<int32_t> sort_scores(const NmsParams& p, int64_t image) {
+  using Acc = accumulate_t<T>;
+  using Key = decltype(descending_key(Acc{}));
+  const int64_t n = p.scores.size[1], stride = p.scores.stride[1];
+  const T* scores = p.scores.template at<const T>(image);
+  std::vector<Ranked<Key>> items;
+  items.reserve(n);
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc score = static_cast<Acc>(scores[i * stride]);
+    if (p.skip_absent && score == -std::numeric_limits<Acc>::infinity()) continue;
+    items.push_back({descending_key(score), static_cast<int32_t>(i)});
+  }
+  sort_by_key(items);
+  std::vector<int32_t> order(items.size());
+  for (size_t i = 0; i < items.size(); ++i) order[i] = items[i].index;
+  return order;
+}
+
+// ---- kept boxes
+
+// Unused places are boxes without extent, which no condition holds for.
+template <class Acc>
+struct KeptBlock {
+  Acc x1[kBlock] = {}, y1[kBlock] = {}, x2[kBlock] = {}, y2[kBlock] = {}, area[kBlock] = {};
+  int size = 0, next = -1;
+
+  bool may_exceed(const NmsBox<Acc>& box, Acc threshold) const {
+    int any = 0;
+    for (int i = 0; i < kBlock; ++i) {
+      any |= iou_may_exceed(x1[i], y1[i], x2[i], y2[i], area[i], box, threshold);
+    }
+    return any != 0;
+  }
+
+  bool exceeds(const NmsBox<Acc>& box, Acc threshold) const {
+    int any = 0;
+    for (int i = 0; i < kBlock; ++i) {
+      any |= iou_exceeds({x1[i], y1[i], x2[i], y2[i], area[i]}, box, threshold) & (i < size);
+    }
+    return any != 0;
+  }
+};
+
+template <class Acc>
+class KeptBoxes {
+ public:
+  explicit KeptBoxes(Acc threshold) : threshold_(threshold), slots_(64) {}
+
+  int64_t pairs_per_candidate() const { return size_ / std::max<int64_t>(classes_, 1); }
+
+  // First block of a class, -1 when nothing of it is kept.
+  int first_block(int64_t label) const { return slots_[slot(label)].first; }
+
+  // Whether a box of the chain from `block` on suppresses the candidate; *last is then or else the
+  // last block looked at.
+  bool suppresses(int block, const NmsBox<Acc>& box, int* last) const {
+    for (; block >= 0; block = blocks_[block].next) {
+      *last = block;
+      const KeptBlock<Acc>& kept = blocks_[block];
+      // Only thresholds >= 0 have the vectorised condition.
+      if (threshold_ >= Acc(0) && !kept.may_exceed(box, threshold_)) continue;
+      if (kept.exceeds(box, threshold_)) return true;
+    }
+    return false;
+  }
+
+  void add(int64_t label, const NmsBox<Acc>& box) {
+    if (2 * classes_ >= static_cast<int64_t>(slots_.size())) grow();
+    Slot& chain = slots_[slot(label)];
+    if (chain.first < 0 || blocks_[chain.last].size == kBlock) {
+      const int block = static_cast<int>(blocks_.size());
+      blocks_.emplace_back();
+      if (chain.first < 0) {
+        chain = {label, block, block};
+        ++classes_;
+      } else {
+        blocks_[chain.last].next = block;
+        chain.last = block;
+      }
+    }
+    KeptBlock<Acc>& kept = blocks_[chain.last];
+    const int i = kept.size++;
+    kept.x1[i] = box.x1, kept.y1[i] = box.y1, kept.x2[i] = box.x2, kept.y2[i] = box.y2;
+    kept.area[i] = box.area;
+    ++size_;
+  }
+
+ private:
+  struct Slot {
+    int64_t label = 0;
+    int first = -1, last = -1;
+  };
+
+  // Where a class is, or would be put: open addressing, at most half of the slots are taken.
+  size_t slot(int64_t label) const {
+    const size_t mask = slots_.size() - 1;
+    size_t i = (static_cast<uint64_t>(label) * 0x9e3779b97f4a7c15u >> 32) & mask;
+    while (slots_[i].first >= 0 && slots_[i].label != label) i = (i + 1) & mask;
+    return i;
+  }
+
+  void grow() {
+    std::vector<Slot> old(2 * slots_.size());
+    old.swap(slots_);
+    for (const Slot& chain : old) {
+      if (chain.first >= 0) slots_[slot(chain.label)] = chain;
+    }
+  }
+
+  Acc threshold_;
+  std::vector<Slot> slots_;
+  std::vector<KeptBlock<Acc>> blocks_;
+  int64_t classes_ = 0, size_ = 0;
+};
+
+// ---- the walk
+
+template <class Acc>
+struct Candidate {
+  NmsBox<Acc> box;
+  int64_t label;
+  int32_t index;
+  int tested;  // the last block that it was compared with, -1: none
+  bool suppressed;
+};
+
+template <class T>
+Candidate<accumulate_t<T>> read_candidate(const NmsParams& p, int64_t image, int32_t index) {
+  using Acc = accumulate_t<T>;
+  const T* box = p.boxes.template at<const T>(image, index);
+  const int64_t stride = p.boxes.stride[2];
+  Candidate<Acc> candidate;
+  candidate.box =
+      make_nms_box<Acc>(static_cast<Acc>(box[0]), static_cast<Acc>(box[stride]),
+                        static_cast<Acc>(box[2 * stride]), static_cast<Acc>(box[3 * stride]));
+  candidate.label = p.idxs.data == nullptr ? 0 : *p.idxs.template at<const int64_t>(image, index);
+  candidate.index = index;
+  candidate.tested = -1;
+  candidate.suppressed = false;
+  return candidate;
+}
+
+template <class Acc>
+void test_in_parallel(const KeptBoxes<Acc>& kept, std::vector<Candidate<Acc>>& candidates) {
+  const int64_t pairs = kept.pairs_per_candidate() * static_cast<int64_t>(candidates.size());
+  if (pairs < kParallelPairs || max_threads() == 1) return;
+  parallel_for(candidates.size(), kChunk / 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      Candidate<Acc>& c = candidates[i];
+      c.suppressed = kept.suppresses(kept.first_block(c.label), c.box, &c.tested);
+    }
+  });
+}
+
+template <class T>
+void walk_image(const NmsParams& p, int64_t image, const std::vector<int32_t>& order) {
+  using Acc = accumulate_t<T>;
+  const Acc threshold = nms_threshold<Acc>(p.iou_threshold);
+  const int64_t n = static_cast<int64_t>(order.size()), limit = p.indices.size[1];
+  KeptBoxes<Acc> kept(threshold);
+  std::vector<Candidate<Acc>> candidates;
+  int64_t count = 0;
+  for (int64_t begin = 0; begin < n && count < limit; begin += kChunk) {
+    candidates.clear();
+    for (int64_t i = begin; i < std::min(n, begin + kChunk); ++i) {
+      candidates.push_back(read_candidate<T>(p, image, order[i]));
+    }
+    test_in_parallel(kept, candidates);
+    for (size_t i = 0; i < candidates.size() && count < limit; ++i) {
+      Candidate<Acc>& c = candidates[i];
+      if (c.suppressed) continue;
+      if (!(threshold >= Acc(0)) || can_overlap(c.box)) {
+        // The last block tested may have filled up since.
+        const int block = c.tested >= 0 ? c.tested : kept.first_block(c.label);
+        if (kept.suppresses(block, c.box, &c.tested)) continue;
+        kept.add(c.label, c.box);
+      }
+      *p.indices.template at<int64_t>(image, count++) = c.index;
+    }
+  }
+  *p.count.template at<int64_t>(image) = count;
+  for (int64_t i = count; i < limit; ++i) *p.indices.template at<int64_t>(image, i) = -1;
+}
+
+}  // namespace
+
+void nms_cpu(const NmsParams& p) {
+  parallel_for(p.boxes.size[0], 1, [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) {
+      std::vector<int32_t> order;
+      dispatch_floating(p.scores.dtype, "scores",
+                        [&](auto zero) { order = sort_scores<decltype(zero)>(p, image); });
+      dispatch_floating(p.boxes.dtype, "boxes",
+                        [&](auto zero) { walk_image<decltype(zero)>(p, image, order); });
+    }
+  });
+}
+
+}  // namespace FASTSEG_ISA
+}  // namespace fastseg
+
+FASTSEG_CPU_LAUNCHER(nms_cpu, NmsParams)
