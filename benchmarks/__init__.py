@@ -10,5 +10,5 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # `python -m` puts the working directory first in the path. A source tree in which the extension
 # was not built must not hide the package that pip installed.
-if not any((ROOT / "fastseg").glob("_C.*")):
+if not any((ROOT / "fastseg").glob("_C.*.so")):
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
