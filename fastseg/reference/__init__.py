@@ -1,5 +1,6 @@
 """The ops in plain torch, slow and written like their formulas: the definition of each op."""
 
 from fastseg.reference.nms import batched_nms, nms
+from fastseg.reference.paste_masks import paste_masks
 
-__all__ = ["batched_nms", "nms"]
+__all__ = ["batched_nms", "nms", "paste_masks"]

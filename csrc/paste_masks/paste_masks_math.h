@@ -1,0 +1,168 @@
+// Where a pixel of the image lies in a mask: the arithmetic that CPU and CUDA share.
+//
+// Results equal the peers' bit for bit, so every operation is in the order of torch's kernels
+// (F.interpolate and F.grid_sample) and fused where those are compiled to fuse: multiply_add()
+// fuses where the target has the instruction, as torch's CPU kernels do for the same target and
+// its CUDA kernels always. One difference between torch's own CPU and CUDA kernels is kept:
+// PasteBlend::east_first. Masks are addressed with a border of zeros: cell (r, c) of the mask is
+// (r + 1, c + 1) here.
+#pragma once
+
+#include <cmath>
+
+#include "paste_masks/paste_masks.h"
+
+namespace fastseg {
+
+// One axis of a pasted mask. [begin, end) are the pixels of the image that the mask may reach.
+struct PasteAxis {
+  int64_t begin, end;
+  int cells;          // M + 2, the border included
+  int64_t first;      // torchvision: the box's first pixel, may lie outside the image
+  int64_t size;       // torchvision: the box's pixels
+  float low, length;  // detectron2: the box
+};
+
+struct PasteBox {
+  PasteAxis y, x;
+};
+
+FASTSEG_HD int64_t clamp_pixel(float position, int64_t pixels) {
+  return position > 0.0f
+             ? (position < static_cast<float>(pixels) ? static_cast<int64_t>(position) : pixels)
+             : 0;
+}
+
+FASTSEG_HD PasteAxis torchvision_axis(float low, float high, int mask_size, int64_t pixels) {
+  const float grown = static_cast<float>(double(mask_size + 2) / mask_size);
+  const float half = (high - low) * 0.5f * grown;
+  const float centre = (high + low) * 0.5f;
+  float from = centre - half, to = centre + half;
+  PasteAxis axis{};
+  axis.cells = mask_size + 2;
+  if (!(std::fabs(from) < INFINITY && std::fabs(to) < INFINITY)) return axis;
+  // The peer's own conversion to int64 overflows from 2^63 on.
+  constexpr float kFarthest = float(int64_t(1) << 60);
+  from = std::fmin(std::fmax(from, -kFarthest), kFarthest);
+  to = std::fmin(std::fmax(to, -kFarthest), kFarthest);
+  axis.first = static_cast<int64_t>(from);
+  const int64_t last = static_cast<int64_t>(to);
+  axis.size = last - axis.first + 1 > 1 ? last - axis.first + 1 : 1;
+  axis.begin = axis.first > 0 ? axis.first : 0;
+  axis.end = last + 1 < pixels ? last + 1 : pixels;
+  return axis;
+}
+
+FASTSEG_HD PasteAxis detectron2_axis(float low, float high, int mask_size, int64_t pixels) {
+  PasteAxis axis{};
+  axis.cells = mask_size + 2;
+  axis.low = low;
+  axis.length = high - low;
+  const float extent = std::fabs(axis.length);
+  if (!(extent > 0.0f && extent < INFINITY && std::fabs(low) < INFINITY)) return axis;
+  // The mask fades out over half a cell beyond the box. The rest is slack for rounding: pixels
+  // without need get weights of zero from paste_tap().
+  const float reach = extent / static_cast<float>(2 * mask_size) + 2.0f +
+                      1e-6f * (std::fabs(low) + std::fabs(high));
+  axis.begin = clamp_pixel(std::fmin(low, high) - reach, pixels);
+  axis.end = clamp_pixel(std::fmax(low, high) + reach, pixels);
+  return axis;
+}
+
+FASTSEG_HD PasteBox paste_box(const PasteMasksParams& p, int64_t n) {
+  float box[4];
+  for (int i = 0; i < 4; ++i) box[i] = *p.boxes.at<const float>(n, i);
+  const int mask_size = static_cast<int>(p.masks.size[1]);
+  PasteBox result;
+  if (p.mode == PasteMode::torchvision) {
+    result.y = torchvision_axis(box[1], box[3], mask_size, p.output.size[1]);
+    result.x = torchvision_axis(box[0], box[2], mask_size, p.output.size[2]);
+  } else {
+    result.y = detectron2_axis(box[1], box[3], mask_size, p.output.size[1]);
+    result.x = detectron2_axis(box[0], box[2], mask_size, p.output.size[2]);
+  }
+  // One empty axis leaves the mask no pixel.
+  if (result.y.begin >= result.y.end || result.x.begin >= result.x.end) {
+    result.y.begin = result.y.end = result.x.begin = result.x.end = 0;
+  }
+  return result;
+}
+
+// The two cells (border included) that a pixel lies between along one axis.
+struct PasteTap {
+  int low, high;
+  float low_weight, high_weight;
+};
+
+FASTSEG_HD PasteTap torchvision_tap(const PasteAxis& axis, int64_t pixel) {
+  const int64_t offset = pixel - axis.first;
+  if (axis.size == axis.cells) {
+    return {static_cast<int>(offset), static_cast<int>(offset), 1.0f, 0.0f};
+  }
+  const float scale = static_cast<float>(axis.cells) / static_cast<float>(axis.size);
+  float position = multiply_add(scale, static_cast<float>(offset) + 0.5f, -0.5f);
+  position = position < 0.0f ? 0.0f : position;
+  PasteTap tap;
+  tap.low =
+      position < static_cast<float>(axis.cells - 1) ? static_cast<int>(position) : axis.cells - 1;
+  tap.high = tap.low + (tap.low < axis.cells - 1);
+  const float fraction = position - static_cast<float>(tap.low);
+  tap.high_weight = fraction < 1.0f ? fraction : 1.0f;
+  tap.low_weight = 1.0f - tap.high_weight;
+  return tap;
+}
+
+FASTSEG_HD PasteTap detectron2_tap(const PasteAxis& axis, int64_t pixel) {
+  const int mask_size = axis.cells - 2;
+  const float centre = static_cast<float>(pixel) + 0.5f;
+  const float grid = (centre - axis.low) / axis.length * 2.0f - 1.0f;
+  const float half_size = static_cast<float>(mask_size) * 0.5f;
+  const float position = multiply_add(grid + 1.0f, half_size, -0.5f);
+  if (!(position > -1.0f && position < static_cast<float>(mask_size))) return {0, 0, 0.0f, 0.0f};
+  const float cell = std::floor(position);
+  PasteTap tap;
+  tap.low = static_cast<int>(cell) + 1;
+  tap.high = tap.low + 1;
+  tap.high_weight = position - cell;
+  tap.low_weight = 1.0f - tap.high_weight;
+  return tap;
+}
+
+FASTSEG_HD PasteTap paste_tap(PasteMode mode, const PasteAxis& axis, int64_t pixel) {
+  return mode == PasteMode::torchvision ? torchvision_tap(axis, pixel)
+                                        : detectron2_tap(axis, pixel);
+}
+
+// The order in which the four cells around a pixel are summed.
+enum class PasteBlend {
+  separable,   // F.interpolate: along rows, then along columns
+  east_first,  // F.interpolate on the CPU to height + width <= 128: four products, north-east first
+  west_first,  // F.grid_sample: four products, north-west first
+};
+
+FASTSEG_HD float blend_pair(float low, float low_weight, float high, float high_weight) {
+  return multiply_add(low, low_weight, high * high_weight);
+}
+
+FASTSEG_HD float blend_four(PasteBlend blend, const PasteTap& y, float x_low_weight,
+                            float x_high_weight, float north_west, float north_east,
+                            float south_west, float south_east) {
+  const float west = y.low_weight * x_low_weight, east = y.low_weight * x_high_weight;
+  const float north = blend == PasteBlend::east_first
+                          ? multiply_add(north_west, west, north_east * east)
+                          : multiply_add(north_east, east, north_west * west);
+  const float north_and_west = multiply_add(south_west, y.high_weight * x_low_weight, north);
+  return multiply_add(south_east, y.high_weight * x_high_weight, north_and_west);
+}
+
+// Which values are inside the mask.
+struct GreaterThan {
+  float threshold;
+  FASTSEG_HD bool operator()(float value) const { return value > threshold; }
+};
+struct AtLeast {
+  float threshold;
+  FASTSEG_HD bool operator()(float value) const { return value >= threshold; }
+};
+
+}  // namespace fastseg
