@@ -1,0 +1,103 @@
+"""Checkpoint files and dictionaries as plain float32 state dicts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+# Training scripts put the state dict under one of these, beside optimiser state and arguments.
+WRAPPERS = ("model", "state_dict")
+
+
+def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a .safetensors or PyTorch file; which of the two is told by its first bytes.
+
+    Nothing in a PyTorch file is executed: it is read with ``weights_only=True``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The state dict, and the ``config`` entry of a safetensors file's metadata (else empty).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is neither, is damaged, or holds more than tensors.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:9] == b"{":
+        return read_safetensors(path)
+    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        return tensors_of(read_torch(path), str(path)), {}
+    raise ValueError(
+        f"{path} is neither a safetensors nor a PyTorch file: it begins with {head[:8]!r}"
+    )
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and configuration of a safetensors file."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        config = json.loads(metadata.get("config", "{}"))
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
+    return tensors_of(state_dict, str(path)), config
+
+
+def read_torch(path: Path) -> Any:
+    """Content of a file of ``torch.save``, without executing anything in it."""
+    # torchvision's training script stores its arguments in a Namespace, which is plain data.
+    # torch < 2.5 cannot be told so, and refuses such a file.
+    safe_globals = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)
+    try:
+        with safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read as tensors alone; save the model's state_dict() instead. "
+            f"torch.load said: {error}"
+        ) from error
+
+
+def tensors_of(content: Any, source: str) -> dict[str, Tensor]:
+    """The state dict in a checkpoint's content: unwrapped, float32, on the CPU, no "module.".
+
+    Args:
+        content: a state dict, or a dict that holds one under "model" or "state_dict".
+        source: what to call it in errors.
+
+    Raises:
+        ValueError: there is no state dict.
+    """
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{source} holds no state dict but {type(content).__name__}")
+    for key, value in content.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{source} holds no state dict: its entry {key!r} is {type(value).__name__}"
+            )
+    # DistributedDataParallel puts "module." before every key.
+    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    return {
+        key.removeprefix(prefix): value.detach().to(
+            "cpu", torch.float32 if value.is_floating_point() else value.dtype
+        )
+        for key, value in content.items()
+    }

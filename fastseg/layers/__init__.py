@@ -1,0 +1,1 @@
+"""Building blocks of the models, named after the papers' boxes."""
