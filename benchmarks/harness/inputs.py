@@ -32,34 +32,3 @@ def proposals(count: int, height: int, width: int, random: torch.Generator) -> T
     limit = torch.tensor([width, height], dtype=torch.float32)
     corners = torch.cat([centre - half, centre + half], 1)
     return corners.clamp(min=0).minimum(limit.repeat(2))
-
-
-def blobs(count: int, height: int, width: int, random: torch.Generator) -> Tensor:
-    """Masks like those of objects: filled curves r(angle) with a few random harmonics.
-
-    Args:
-        count: number of masks.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        random: source of randomness.
-
-    Returns:
-        [count, height, width] bool.
-    """
-    boxes = proposals(count, height, width, random)
-    centres, radii = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    amplitudes = 0.12 * torch.randn(count, 6, generator=random)
-    masks = torch.zeros(count, height, width, dtype=torch.bool)
-    for mask, centre, radius, amplitude in zip(masks, centres, radii, amplitudes, strict=True):
-        low = (centre - 2 * radius).int().clamp(min=0).tolist()
-        high = (centre + 2 * radius).int().tolist()
-        window = mask[low[1] : high[1], low[0] : high[0]]
-        y, x = (
-            torch.arange(size) + first for size, first in zip(window.shape, low[::-1], strict=True)
-        )
-        dx = (x - centre[0]) / radius[0].clamp(min=1)
-        dy = (y[:, None] - centre[1]) / radius[1].clamp(min=1)
-        angle = torch.atan2(dy, dx)
-        border = 1 + sum(a * torch.sin((k + 2) * angle) for k, a in enumerate(amplitude))
-        torch.lt(torch.hypot(dx, dy), border, out=window)
-    return masks

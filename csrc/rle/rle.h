@@ -25,5 +25,25 @@ struct RleFillParams {
 };
 
 void rle_fill_cpu(const RleFillParams& params);
+void rle_fill_cuda(const RleFillParams& params, cudaStream_t stream);
+
+// Encoding on CUDA: mark, a cumulative sum of the counts, emit; then the toggles go to the host.
+struct RleMarkParams {
+  View<3> masks;   // as RleEncodeParams
+  View<3> words;   // [N, ceil(H / 32), W] int32, written: bit r of word (n, c, x) tells whether
+                   // pixel (x, 32 * c + r) differs from the one before it in column order
+  View<2> counts;  // [N, W] int32, zeros on entry: the bits set in each column are added
+};
+
+void rle_mark_cuda(const RleMarkParams& params, cudaStream_t stream);
+
+struct RleEmitParams {
+  View<3> words;    // as RleMarkParams
+  View<1> ends;     // [N * W] int64: cumulative sum of the counts
+  View<1> toggles;  // [sum of the counts] int32 (the bits of a uint32), written
+  int64_t height;
+};
+
+void rle_emit_cuda(const RleEmitParams& params, cudaStream_t stream);
 
 }  // namespace fastseg

@@ -66,6 +66,41 @@ py::object encode(const py::object& masks) {
   return make_rles(view.size[1], view.size[2], counts);
 }
 
+[[noreturn, maybe_unused]] void cuda_only(const char* op) {
+  throw std::invalid_argument(message(op, " runs on CUDA alone"));
+}
+[[maybe_unused]] void rle_mark_cpu(const RleMarkParams&) { cuda_only("rle_mark"); }
+[[maybe_unused]] void rle_emit_cpu(const RleEmitParams&) { cuda_only("rle_emit"); }
+
+void mark(const py::object& masks, const py::object& words, const py::object& counts,
+          uintptr_t stream) {
+  const Array mask_array(masks, "masks"), word_array(words, "words"), count_array(counts, "counts");
+  RleMarkParams params;
+  params.masks = mask_array.view<3>();
+  const int64_t* size = params.masks.size;
+  checked_area("masks", size[1], size[2]);
+  word_array.expect_dtype({DType::i32}).expect_device(mask_array);
+  word_array.expect_shape({size[0], (size[1] + 31) / 32, size[2]});
+  count_array.expect_dtype({DType::i32}).expect_device(mask_array);
+  count_array.expect_shape({size[0], size[2]});
+  params.words = word_array.view<3>();
+  params.counts = count_array.view<2>();
+  launch_on(mask_array.device(), stream, params, rle_mark_cpu, FASTSEG_CUDA(rle_mark_cuda));
+}
+
+void emit(const py::object& words, const py::object& ends, const py::object& toggles,
+          int64_t height, uintptr_t stream) {
+  const Array word_array(words, "words"), end_array(ends, "ends"), toggle_array(toggles, "toggles");
+  RleEmitParams params;
+  params.words = word_array.expect_dtype({DType::i32}).view<3>();
+  end_array.expect_dtype({DType::i64}).expect_device(word_array);
+  end_array.expect_shape({params.words.size[0] * params.words.size[2]});
+  params.ends = end_array.view<1>();
+  params.toggles = toggle_array.expect_dtype({DType::i32}).expect_device(word_array).view<1>();
+  params.height = height;
+  launch_on(word_array.device(), stream, params, rle_emit_cpu, FASTSEG_CUDA(rle_emit_cuda));
+}
+
 // What a kernel that wrote toggles itself has left to do: toggles [T] uint32 or int32 (the same
 // bits), mask n's end at ends[n].
 py::list encode_toggles(const py::object& toggles, const py::object& ends, int64_t height,
@@ -133,7 +168,7 @@ Rle read_rle(py::handle object, const std::string& what) {
   const py::object size = dict["size"], counts = dict["counts"];
   Rle rle;
   try {
-    const auto pair = py::cast<std::pair<int64_t, int64_t>>(py::tuple(size));
+    const auto pair = size.cast<std::pair<int64_t, int64_t>>();
     rle.height = pair.first;
     rle.width = pair.second;
   } catch (const py::cast_error&) {
@@ -275,6 +310,10 @@ void bind_rle(py::module_& module) {
   module.def("rle_encode", &encode, py::arg("masks"));
   module.def("rle_encode_toggles", &encode_toggles, py::arg("toggles"), py::arg("ends"),
              py::arg("height"), py::arg("width"));
+  module.def("rle_mark", &mark, py::arg("masks"), py::arg("words"), py::arg("counts"),
+             py::arg("stream") = 0);
+  module.def("rle_emit", &emit, py::arg("words"), py::arg("ends"), py::arg("toggles"),
+             py::arg("height"), py::arg("stream") = 0);
   module.def("rle_parse", &parse, py::arg("rles"));
   module.def("rle_fill", &fill, py::arg("toggles"), py::arg("offsets"), py::arg("masks"),
              py::arg("stream") = 0);
