@@ -37,9 +37,8 @@ DType dtype_of(dlpack::DataType type, const char* name) {
     case dlpack::kBool * 256 + 8:
       return DType::boolean;
     default:
-      throw py::type_error(message(name, " has an unsupported DLPack type: code ",
-                                   int(type.code), ", ", int(type.bits), " bits, ", type.lanes,
-                                   " lanes"));
+      throw py::type_error(message(name, " has an unsupported DLPack type: code ", int(type.code),
+                                   ", ", int(type.bits), " bits, ", type.lanes, " lanes"));
   }
 }
 
@@ -50,8 +49,8 @@ const dlpack::ExchangeAPI* exchange_api(py::handle object) {
   static const dlpack::ExchangeAPI* known_api = nullptr;
   PyTypeObject* type = Py_TYPE(object.ptr());
   if (type == known_type) return known_api;
-  const py::object capsule = py::getattr(reinterpret_cast<PyObject*>(type),
-                                         "__dlpack_c_exchange_api__", py::none());
+  const py::object capsule =
+      py::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", py::none());
   const dlpack::ExchangeAPI* api = nullptr;
   if (PyCapsule_CheckExact(capsule.ptr())) {
     api = static_cast<const dlpack::ExchangeAPI*>(
@@ -98,8 +97,8 @@ void Array::read_numpy(py::handle object) {
   constexpr uint8_t codes[] = {dlpack::kFloat, dlpack::kInt, dlpack::kUInt, dlpack::kBool};
   const char* kind = std::strchr(kinds, type.kind());
   if (kind == nullptr || swapped) {
-    throw py::type_error(message(name_, " has an unsupported NumPy dtype: ",
-                                 py::cast<std::string>(py::str(type))));
+    throw py::type_error(
+        message(name_, " has an unsupported NumPy dtype: ", py::cast<std::string>(py::str(type))));
   }
   dtype_ = dtype_of({codes[kind - kinds], static_cast<uint8_t>(8 * type.itemsize()), 1}, name_);
   data_ = const_cast<void*>(array.data());

@@ -81,8 +81,8 @@ using CudaLauncher = void (*)(const Params&, cudaStream_t);
 // Runs an op where its data lies, without the GIL. Under the CUDA emulator, data in host memory
 // goes to the CUDA launcher.
 template <class Params>
-void launch_on([[maybe_unused]] int device, [[maybe_unused]] uintptr_t stream,
-               const Params& params, [[maybe_unused]] CpuLauncher<Params> cpu,
+void launch_on([[maybe_unused]] int device, [[maybe_unused]] uintptr_t stream, const Params& params,
+               [[maybe_unused]] CpuLauncher<Params> cpu,
                [[maybe_unused]] CudaLauncher<std::common_type_t<Params>> cuda) {
   py::gil_scoped_release release;
 #if defined(FASTSEG_CUDA_EMULATOR)

@@ -45,8 +45,8 @@ py::dict build_info() {
 #endif
   info["threads"] = max_threads();
   info["compiler"] = FASTSEG_COMPILER;
-  info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
-      PYBIND11_VERSION_MINOR);
+  info["pybind11"] =
+      PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
   return info;
 }
 

@@ -18,7 +18,7 @@ enum class LevelRule { torchvision, detectron2, mmdet };
 // The same struct serves both directions: forward reads features and writes output, backward
 // reads output (its gradient) and writes every element of features (their gradients).
 struct RoIAlignParams {
-  View<4> features[kMaxLevels];  // [B, C, H_l, W_l], any strides, finest level first
+  View<4> features[kMaxLevels];           // [B, C, H_l, W_l], any strides, finest level first
   double spatial_scale[kMaxLevels] = {};  // feature pixels per image pixel
   int num_levels = 1;
   View<2> boxes;   // [K, 5]: image index, x1, y1, x2, y2 in image pixels; float32 or float64

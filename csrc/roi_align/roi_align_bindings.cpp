@@ -8,16 +8,16 @@ LevelRule level_rule_of(const std::string& name) {
   if (name == "torchvision") return LevelRule::torchvision;
   if (name == "detectron2") return LevelRule::detectron2;
   if (name == "mmdet") return LevelRule::mmdet;
-  throw py::value_error(message("level_rule must be 'torchvision', 'detectron2' or 'mmdet', got '",
-                                name, "'"));
+  throw py::value_error(
+      message("level_rule must be 'torchvision', 'detectron2' or 'mmdet', got '", name, "'"));
 }
 
 RoIAlignParams make_params(const std::vector<Array>& features, const Array& boxes,
                            const Array& output, const std::vector<double>& spatial_scales,
                            int sampling_ratio, bool aligned, const std::string& level_rule,
                            double canonical_scale, int canonical_level) {
-  FASTSEG_CHECK(!features.empty() && features.size() <= kMaxLevels,
-                "features must have 1 to ", kMaxLevels, " levels, got ", features.size());
+  FASTSEG_CHECK(!features.empty() && features.size() <= kMaxLevels, "features must have 1 to ",
+                kMaxLevels, " levels, got ", features.size());
   FASTSEG_CHECK(features.size() == spatial_scales.size(), "spatial_scales must have one entry per ",
                 "level (", features.size(), "), got ", spatial_scales.size());
   const DType dtype = output.dtype();
@@ -28,8 +28,7 @@ RoIAlignParams make_params(const std::vector<Array>& features, const Array& boxe
   for (int level = 0; level < params.num_levels; ++level) {
     features[level].expect_device(output);
     params.features[level] = features[level].view<4>();
-    features[level].expect_shape(
-        {params.features[0].size[0], params.features[0].size[1], -1, -1});
+    features[level].expect_shape({params.features[0].size[0], params.features[0].size[1], -1, -1});
     params.spatial_scale[level] = spatial_scales[level];
   }
   output.expect_shape({boxes.size(0), features[0].size(1), -1, -1});
@@ -57,9 +56,8 @@ void forward(const py::sequence& features, const py::object& boxes, const py::ob
   const std::vector<Array> maps = arrays(features, "features");
   const Array box_array(boxes, "boxes"), out(output, "output");
   for (const Array& map : maps) map.expect_dtype({out.dtype()});
-  const RoIAlignParams params =
-      make_params(maps, box_array, out, spatial_scales, sampling_ratio, aligned, level_rule,
-                  canonical_scale, canonical_level);
+  const RoIAlignParams params = make_params(maps, box_array, out, spatial_scales, sampling_ratio,
+                                            aligned, level_rule, canonical_scale, canonical_level);
   launch_on(out.device(), stream, params, roi_align_forward_cpu,
             FASTSEG_CUDA(roi_align_forward_cuda));
 }
@@ -72,9 +70,8 @@ void backward(const py::object& grad_output, const py::object& boxes,
   const Array box_array(boxes, "boxes"), grad(grad_output, "grad_output");
   const DType accumulate = grad.dtype() == DType::f64 ? DType::f64 : DType::f32;
   for (const Array& map : maps) map.expect_dtype({accumulate});
-  const RoIAlignParams params =
-      make_params(maps, box_array, grad, spatial_scales, sampling_ratio, aligned, level_rule,
-                  canonical_scale, canonical_level);
+  const RoIAlignParams params = make_params(maps, box_array, grad, spatial_scales, sampling_ratio,
+                                            aligned, level_rule, canonical_scale, canonical_level);
   launch_on(grad.device(), stream, params, roi_align_backward_cpu,
             FASTSEG_CUDA(roi_align_backward_cuda));
 }

@@ -1,11 +1,13 @@
-// RoIAlign on the CPU. Channels-last maps are pooled with channels in the vector lanes, a block of
-// channels at a time so that the accumulators stay in L1; other layouts with columns in the lanes:
-// rows are summed first (A F, contiguous), then columns (B).
+// RoIAlign on the CPU. Channels-last maps are pooled with channels in the vector lanes. Other
+// layouts are read with columns in the lanes: rows are summed first (A F), for as many channels as
+// there are lanes; a transpose in registers then puts channels into the lanes for B.
 #include <vector>
 
 #include "core/check.h"
 #include "core/cpu_dispatch.h"
 #include "core/dispatch.h"
+#include "core/huge_pages.h"
+#include "core/lanes.h"
 #include "core/parallel.h"
 #include "roi_align/roi_align_math.h"
 
@@ -13,7 +15,9 @@ namespace fastseg {
 namespace FASTSEG_ISA {
 namespace {
 
-constexpr int kChannelBlock = 64;  // floats: 4 AVX-512 registers per output cell, 49 cells in L1
+constexpr int kVectors = 4;  // registers of channels summed at once: hides FMA latency
+constexpr int kRoIsPerTask = 64;
+constexpr int kChannelBlock = 64;  // channels per backward task; 49 cells of them stay in L1
 
 template <class Acc>
 struct Tap {
@@ -78,7 +82,19 @@ struct RoITaps {
     x.offset.resize(p.output.size[3] + 1, x.offset.back());
     inverse_count = Acc(1) / samples_per_bin(roi.y, roi.x);
   }
+
+  // Registers that forward_planes needs for the RoI's columns, rounded up to whole blocks.
+  int64_t columns() const { return std::max<int64_t>(x.last - x.first + 1, 0) + 2 * kLanes<Acc>; }
 };
+
+template <class Acc>
+std::vector<RoITaps<Acc>> all_taps(const RoIAlignParams& p) {
+  std::vector<RoITaps<Acc>> taps(p.boxes.size[0]);
+  parallel_for(p.boxes.size[0], kRoIsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) taps[k].build(p, k);
+  });
+  return taps;
+}
 
 template <class Acc>
 void check_images(const RoIAlignParams& p) {
@@ -89,101 +105,164 @@ void check_images(const RoIAlignParams& p) {
   }
 }
 
-// Pools channels [c0, c0 + block) of one RoI from a channels-last map.
+// Writes lane i of sums[cell] to channel c0 + i of output k, for the first `count` lanes.
 template <class T, class Acc>
-void forward_channels(const RoIAlignParams& p, const RoITaps<Acc>& taps, int64_t k, int64_t c0,
-                      int block, Acc* sums) {
-  const View<4>& map = p.features[taps.roi.level];
-  const int64_t ph_count = p.output.size[2], pw_count = p.output.size[3];
-  const T* base = map.template at<const T>(taps.roi.image, c0);
-  std::fill(sums, sums + ph_count * pw_count * kChannelBlock, Acc(0));
-  for (int64_t ph = 0; ph < ph_count; ++ph) {
-    for (int i = taps.y.offset[ph]; i < taps.y.offset[ph + 1]; ++i) {
-      const T* row = base + taps.y.taps[i].cell * map.stride[2];
-      const Acc row_weight = taps.y.taps[i].weight * taps.inverse_count;
-      for (int64_t pw = 0; pw < pw_count; ++pw) {
-        Acc* sum = sums + (ph * pw_count + pw) * kChannelBlock;
-        for (int j = taps.x.offset[pw]; j < taps.x.offset[pw + 1]; ++j) {
-          const T* cell = row + taps.x.taps[j].cell * map.stride[3];
-          const Acc weight = row_weight * taps.x.taps[j].weight;
-          if (block == kChannelBlock) {
-            for (int c = 0; c < kChannelBlock; ++c) {
-              sum[c] = multiply_add(weight, static_cast<Acc>(cell[c]), sum[c]);
-            }
-          } else {
-            for (int c = 0; c < block; ++c) {
-              sum[c] = multiply_add(weight, static_cast<Acc>(cell[c]), sum[c]);
-            }
-          }
-        }
-      }
+void store_output(const View<4>& output, int64_t k, int64_t c0, int count, const Lanes<Acc>* sums) {
+  constexpr int n = kLanes<Acc>;
+  const int64_t width = output.size[3], cells = output.size[2] * width;
+  if (output.stride[1] == 1 && count == n) {
+    T* out = output.template at<T>(k, c0);
+    for (int64_t cell = 0; cell < cells; ++cell) {
+      const int64_t offset = cell / width * output.stride[2] + cell % width * output.stride[3];
+      store_lanes<T, Acc>(out + offset, sums[cell]);
     }
+    return;
   }
-  for (int c = 0; c < block; ++c) {
-    T* out = p.output.template at<T>(k, c0 + c);
-    for (int64_t ph = 0; ph < ph_count; ++ph) {
-      for (int64_t pw = 0; pw < pw_count; ++pw) {
-        out[ph * p.output.stride[2] + pw * p.output.stride[3]] =
-            static_cast<T>(sums[(ph * pw_count + pw) * kChannelBlock + c]);
+  const bool dense = output.stride[3] == 1 && output.stride[2] == width;
+  for (int64_t begin = 0; begin < cells; begin += n) {
+    const int block = static_cast<int>(std::min<int64_t>(n, cells - begin));
+    Lanes<Acc> square[n] = {};
+    std::copy(sums + begin, sums + begin + block, square);
+    transpose<Acc>(square);
+    for (int i = 0; i < count; ++i) {
+      T* out = output.template at<T>(k, c0 + i);
+      if (dense && block == n) {
+        store_lanes<T, Acc>(out + begin, square[i]);
+        continue;
+      }
+      for (int j = 0; j < block; ++j) {
+        const int64_t cell = begin + j;
+        out[cell / width * output.stride[2] + cell % width * output.stride[3]] =
+            static_cast<T>(square[i][j]);
       }
     }
   }
 }
 
-// Pools one channel of one RoI from a map of any layout. `line` has room for the RoI's columns.
-template <class T, class Acc>
-void forward_plane(const RoIAlignParams& p, const RoITaps<Acc>& taps, int64_t k, int64_t c,
-                   Acc* line) {
+// Pools kVectors * kLanes channels from c0 on of one RoI from a channels-last map. `sums` has
+// kVectors rows of one register per output cell.
+template <class T, int kVectors, class Acc>
+void forward_channels(const RoIAlignParams& p, const RoITaps<Acc>& taps, int64_t k, int64_t c0,
+                      Lanes<Acc>* sums) {
   const View<4>& map = p.features[taps.roi.level];
-  const int64_t first = taps.x.first, width = taps.x.last - first + 1;
-  const T* plane = map.template at<const T>(taps.roi.image, c, 0, first);
-  T* out = p.output.template at<T>(k, c);
-  for (int64_t ph = 0; ph < p.output.size[2]; ++ph) {
-    std::fill(line, line + std::max<int64_t>(width, 0), Acc(0));
-    for (int i = taps.y.offset[ph]; i < taps.y.offset[ph + 1]; ++i) {
-      const T* row = plane + taps.y.taps[i].cell * map.stride[2];
-      const Acc weight = taps.y.taps[i].weight * taps.inverse_count;
-      if (map.stride[3] == 1) {
-        for (int64_t x = 0; x < width; ++x) {
-          line[x] = multiply_add(weight, static_cast<Acc>(row[x]), line[x]);
-        }
-      } else {
-        for (int64_t x = 0; x < width; ++x) {
-          line[x] = multiply_add(weight, static_cast<Acc>(row[x * map.stride[3]]), line[x]);
+  const int64_t height = p.output.size[2], width = p.output.size[3];
+  const T* base = map.template at<const T>(taps.roi.image, c0);
+  for (int64_t ph = 0; ph < height; ++ph) {
+    for (int64_t pw = 0; pw < width; ++pw) {
+      Lanes<Acc> sum[kVectors] = {};
+      for (int i = taps.y.offset[ph]; i < taps.y.offset[ph + 1]; ++i) {
+        const T* row = base + taps.y.taps[i].cell * map.stride[2];
+        const Acc row_weight = taps.y.taps[i].weight * taps.inverse_count;
+        for (int j = taps.x.offset[pw]; j < taps.x.offset[pw + 1]; ++j) {
+          const T* cell = row + taps.x.taps[j].cell * map.stride[3];
+          const Acc weight = row_weight * taps.x.taps[j].weight;
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) {
+            sum[v] = multiply_add(weight, load_lanes<Acc>(cell + v * kLanes<Acc>), sum[v]);
+          }
         }
       }
-    }
-    for (int64_t pw = 0; pw < p.output.size[3]; ++pw) {
-      Acc sum = 0;
-      for (int j = taps.x.offset[pw]; j < taps.x.offset[pw + 1]; ++j) {
-        sum = multiply_add(taps.x.taps[j].weight, line[taps.x.taps[j].cell - first], sum);
-      }
-      out[ph * p.output.stride[2] + pw * p.output.stride[3]] = static_cast<T>(sum);
+      for (int v = 0; v < kVectors; ++v) sums[(v * height + ph) * width + pw] = sum[v];
     }
   }
+  for (int v = 0; v < kVectors; ++v) {
+    store_output<T, Acc>(p.output, k, c0 + v * kLanes<Acc>, kLanes<Acc>, sums + v * height * width);
+  }
+}
+
+// Pools kLanes channels from c0 on (as many as there are) of one RoI from a map of any layout.
+// `columns` has room for the RoI's columns, rounded up to whole registers.
+template <class T, class Acc>
+void forward_planes(const RoIAlignParams& p, const RoITaps<Acc>& taps, int64_t k, int64_t c0,
+                    Lanes<Acc>* columns, Lanes<Acc>* sums) {
+  constexpr int n = kLanes<Acc>;
+  const View<4>& map = p.features[taps.roi.level];
+  // Blocks of columns start early enough to be read whole, where the map is wide enough for one.
+  const int64_t last_start = std::max<int64_t>(map.size[3] - n, 0);
+  const int64_t first = std::min(taps.x.first, last_start);
+  const int block = static_cast<int>(std::min<int64_t>(n, map.size[3]));
+  const int count = static_cast<int>(std::min<int64_t>(n, p.output.size[1] - c0));
+  for (int64_t ph = 0; ph < p.output.size[2]; ++ph) {
+    for (int64_t begin = first; begin <= taps.x.last; begin += n) {
+      const int64_t x = std::min(begin, last_start);
+      Lanes<Acc> square[n] = {};
+      for (int c = 0; c < count; ++c) {
+        const T* plane = map.template at<const T>(taps.roi.image, c0 + c, 0, x);
+        Lanes<Acc> sum = {};
+        for (int i = taps.y.offset[ph]; i < taps.y.offset[ph + 1]; ++i) {
+          const T* row = plane + taps.y.taps[i].cell * map.stride[2];
+          sum =
+              multiply_add(taps.y.taps[i].weight, load_lanes<Acc>(row, block, map.stride[3]), sum);
+        }
+        square[c] = sum;
+      }
+      transpose<Acc>(square);
+      std::copy(square, square + n, columns + (x - first));
+    }
+    for (int64_t pw = 0; pw < p.output.size[3]; ++pw) {
+      Lanes<Acc> sum = {};
+      for (int j = taps.x.offset[pw]; j < taps.x.offset[pw + 1]; ++j) {
+        const Acc weight = taps.x.taps[j].weight * taps.inverse_count;
+        sum = multiply_add(weight, columns[taps.x.taps[j].cell - first], sum);
+      }
+      sums[ph * p.output.size[3] + pw] = sum;
+    }
+  }
+  store_output<T, Acc>(p.output, k, c0, count, sums);
+}
+
+// Channels-last: a RoI's cells hold all channels, so a task is one RoI.
+template <class T>
+void forward_channels_last(const RoIAlignParams& p) {
+  using Acc = accumulate_t<T>;
+  constexpr int n = kLanes<Acc>;
+  const int64_t channels = p.output.size[1], cells = p.output.size[2] * p.output.size[3];
+  parallel_for(p.boxes.size[0], 1, [&](int64_t begin, int64_t end) {
+    RoITaps<Acc> taps;
+    std::vector<Lanes<Acc>> sums(cells * kVectors), columns;
+    for (int64_t k = begin; k < end; ++k) {
+      taps.build(p, k);
+      int64_t c = 0;
+      for (; c + kVectors * n <= channels; c += kVectors * n) {
+        forward_channels<T, kVectors>(p, taps, k, c, sums.data());
+      }
+      for (; c + n <= channels; c += n) forward_channels<T, 1>(p, taps, k, c, sums.data());
+      if (c == channels) continue;
+      columns.resize(taps.columns());
+      forward_planes<T>(p, taps, k, c, columns.data(), sums.data());
+    }
+  });
+}
+
+// Other layouts: tasks go through the RoIs for one group of planes after the other, so that the
+// planes stay in the cache while RoIs overlap on them.
+template <class T>
+void forward_any_layout(const RoIAlignParams& p) {
+  using Acc = accumulate_t<T>;
+  constexpr int n = kLanes<Acc>;
+  const std::vector<RoITaps<Acc>> taps = all_taps<Acc>(p);
+  const int64_t rois = p.boxes.size[0], chunks = (rois + kRoIsPerTask - 1) / kRoIsPerTask;
+  const int64_t groups = (p.output.size[1] + n - 1) / n;
+  parallel_for(groups * chunks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Lanes<Acc>> sums(p.output.size[2] * p.output.size[3]), columns;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task % chunks * kRoIsPerTask;
+      for (int64_t k = first; k < std::min(rois, first + kRoIsPerTask); ++k) {
+        columns.resize(taps[k].columns());
+        forward_planes<T>(p, taps[k], k, task / chunks * n, columns.data(), sums.data());
+      }
+    }
+  });
 }
 
 template <class T>
 void forward(const RoIAlignParams& p) {
-  using Acc = accumulate_t<T>;
-  check_images<Acc>(p);
-  const int64_t channels = p.output.size[1], cells = p.output.size[2] * p.output.size[3];
-  parallel_for(p.boxes.size[0], 1, [&](int64_t begin, int64_t end) {
-    RoITaps<Acc> taps;
-    std::vector<Acc> sums(cells * kChannelBlock), line;
-    for (int64_t k = begin; k < end; ++k) {
-      taps.build(p, k);
-      if (p.features[taps.roi.level].stride[1] == 1) {
-        for (int64_t c = 0; c < channels; c += kChannelBlock) {
-          const int block = static_cast<int>(std::min<int64_t>(kChannelBlock, channels - c));
-          forward_channels<T>(p, taps, k, c, block, sums.data());
-        }
-      } else {
-        line.resize(std::max<int64_t>(taps.x.last - taps.x.first + 1, 1));
-        for (int64_t c = 0; c < channels; ++c) forward_plane<T>(p, taps, k, c, line.data());
-      }
-    }
-  });
+  check_images<accumulate_t<T>>(p);
+  if (p.features[0].stride[1] == 1) {
+    forward_channels_last<T>(p);
+  } else {
+    forward_any_layout<T>(p);
+  }
 }
 
 // Adds one RoI's gradient for channels [c0, c0 + block) into a channels-last map.
@@ -268,10 +347,7 @@ void backward(const RoIAlignParams& p) {
   check_images<Acc>(p);
   const int64_t rois = p.boxes.size[0], channels = p.output.size[1];
   const int64_t images = p.features[0].size[0];
-  std::vector<RoITaps<Acc>> taps(rois);
-  parallel_for(rois, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) taps[k].build(p, k);
-  });
+  const std::vector<RoITaps<Acc>> taps = all_taps<Acc>(p);
   const bool channels_last = p.features[0].stride[1] == 1;
   const int64_t block_size = channels_last ? kChannelBlock : 8;
   const int64_t blocks = (channels + block_size - 1) / block_size;
@@ -299,6 +375,8 @@ void backward(const RoIAlignParams& p) {
 }  // namespace
 
 void roi_align_forward_cpu(const RoIAlignParams& params) {
+  const View<4>& output = params.output;
+  advise_huge_pages(output.data, output.numel() * bytes_of(output.dtype));
   dispatch_floating(params.output.dtype, "features",
                     [&](auto zero) { forward<decltype(zero)>(params); });
 }

@@ -23,7 +23,8 @@ FASTSEG_HD int roi_level(const RoIAlignParams& p, const T* box) {
       level = T(p.canonical_level) + std::log2(scale / T(p.canonical_scale) + T(1e-8));
       break;
     case LevelRule::mmdet: {
-      const T finest = T(p.canonical_scale) / T(std::exp2(double(p.canonical_level - p.first_level)));
+      const T finest =
+          T(p.canonical_scale) / T(std::exp2(double(p.canonical_level - p.first_level)));
       level = T(p.first_level) + std::log2(scale / finest + T(1e-6));
       break;
     }
