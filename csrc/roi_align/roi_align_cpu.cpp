@@ -38,32 +38,13 @@ struct AxisTaps {
     first = axis.cells;
     last = -1;
     for (int64_t bin = 0; bin < bins; ++bin) {
-      int64_t begin, end;
-      inside_samples(axis, bin, &begin, &end);
-      for (int64_t sample = begin; sample < end; ++sample) {
-        SampleTaps<Acc> pair;
-        if (!sample_taps(sample_position(axis, bin, sample), axis.cells, &pair)) continue;
-        add(pair.low, pair.low_weight);
-        if (pair.high_weight != 0) add(pair.high, pair.high_weight);
-        first = std::min(first, pair.low);
-        last = std::max(last, pair.high);
-      }
+      for_each_tap(axis, bin, [&](int64_t cell, Acc weight) {
+        taps.push_back({cell, weight});
+        first = std::min(first, cell);
+        last = std::max(last, cell);
+      });
       offset.push_back(static_cast<int>(taps.size()));
     }
-  }
-
- private:
-  // Samples of a bin come in order, so a cell seen before is one of the last two.
-  void add(int64_t cell, Acc weight) {
-    const int begin = offset.back();
-    const int size = static_cast<int>(taps.size());
-    for (int i = size - 1; i >= begin && i >= size - 2; --i) {
-      if (taps[i].cell == cell) {
-        taps[i].weight += weight;
-        return;
-      }
-    }
-    taps.push_back({cell, weight});
   }
 };
 

@@ -106,6 +106,34 @@ FASTSEG_HD void inside_samples(const RoIAxis<T>& axis, int64_t bin, int64_t* beg
   if (last < static_cast<T>(*end)) *end = last > T(*begin) ? static_cast<int64_t>(last) : *begin;
 }
 
+// Calls emit(cell, weight) for every cell that the samples of a bin weigh, merged cell by cell:
+// samples come in order, so the cells of the last one are the only ones that can recur. (Those of
+// an inverted box come in reverse order and are not merged.)
+template <class T, class Emit>
+FASTSEG_HD void for_each_tap(const RoIAxis<T>& axis, int64_t bin, const Emit& emit) {
+  int64_t begin, end;
+  inside_samples(axis, bin, &begin, &end);
+  SampleTaps<T> pending{-1, -1, T(0), T(0)};
+  for (int64_t sample = begin; sample < end; ++sample) {
+    SampleTaps<T> taps;
+    if (!sample_taps(sample_position(axis, bin, sample), axis.cells, &taps)) continue;
+    if (taps.low == pending.low) {
+      pending.low_weight += taps.low_weight;
+      pending.high_weight += taps.high_weight;
+      continue;
+    }
+    if (pending.low_weight != T(0)) emit(pending.low, pending.low_weight);
+    if (taps.low == pending.high) {
+      taps.low_weight += pending.high_weight;
+    } else if (pending.high_weight != T(0)) {
+      emit(pending.high, pending.high_weight);
+    }
+    pending = taps;
+  }
+  if (pending.low_weight != T(0)) emit(pending.low, pending.low_weight);
+  if (pending.high_weight != T(0)) emit(pending.high, pending.high_weight);
+}
+
 template <class T>
 FASTSEG_HD T samples_per_bin(const RoIAxis<T>& y, const RoIAxis<T>& x) {
   const T count = static_cast<T>(y.grid) * static_cast<T>(x.grid);

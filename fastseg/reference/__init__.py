@@ -3,5 +3,14 @@
 from fastseg.reference.nms import batched_nms, nms
 from fastseg.reference.paste_masks import paste_masks
 from fastseg.reference.rle import rle_decode, rle_encode
+from fastseg.reference.roi_align import multi_scale_roi_align, roi_align
 
-__all__ = ["batched_nms", "nms", "paste_masks", "rle_decode", "rle_encode"]
+__all__ = [
+    "batched_nms",
+    "multi_scale_roi_align",
+    "nms",
+    "paste_masks",
+    "rle_decode",
+    "rle_encode",
+    "roi_align",
+]
