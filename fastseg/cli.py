@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "default: png,coco",
     )
     segment.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one")
-    segment.add_argument("--dtype", choices=DTYPES, help="default: the weights' own")
+    segment.add_argument("--dtype", choices=DTYPES, help="default: float32")
     segment.add_argument(
         "--batch-size", type=_batch_size, metavar="N", help="default: 8, on a CPU 1"
     )

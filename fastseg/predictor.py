@@ -49,7 +49,8 @@ class Predictor:
             model. A model object is moved to `device` and set to eval mode in place, as torch's
             own `.to()` does; it is copied first where `dtype` would round its weights.
         device: default: the GPU where there is one, else the CPU.
-        dtype: data type of the weights and activations; default: the model's own.
+        dtype: data type of the weights and activations; default: the model's own, which is float32
+            for checkpoints.
         score_threshold: only instances with a greater score are returned. The model has a
             threshold of its own (often 0.05) that comes first.
         batch_size: images that run together; default: 8 on a GPU, 1 on a CPU, where more gain

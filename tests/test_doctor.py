@@ -130,7 +130,6 @@ def fake_nvidia_smi(directory, output):
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
 
 
-@pytest.mark.slow
 def test_command_reads_nvidia_smi_and_fails_when_a_gpu_cannot_be_used(tmp_path):
     fake_nvidia_smi(tmp_path, r"535.1, 3.5, 4096 MiB, NVIDIA Old, Card\n")
     done = run_doctor(tmp_path, "--json")
@@ -143,7 +142,6 @@ def test_command_reads_nvidia_smi_and_fails_when_a_gpu_cannot_be_used(tmp_path):
     assert done.returncode == 1
 
 
-@pytest.mark.slow
 def test_command_copes_with_a_driver_that_does_not_answer(tmp_path):
     fake_nvidia_smi(tmp_path, "NVIDIA-SMI has failed because\\n")
     done = run_doctor(tmp_path)
