@@ -29,18 +29,6 @@ struct Ranked {
   int32_t index;
 };
 
-// Keys ascend as scores descend; all NaNs come first and -0 equals 0, as in torch.sort.
-uint32_t descending_key(float score) {
-  if (score != score) return 0;
-  const uint32_t bits = bit_cast<uint32_t>(score + 0.0f);
-  return (bits >> 31) != 0 ? bits : ~(bits | 0x80000000u);
-}
-uint64_t descending_key(double score) {
-  if (score != score) return 0;
-  const uint64_t bits = bit_cast<uint64_t>(score + 0.0);
-  return (bits >> 63) != 0 ? bits : ~(bits | (uint64_t{1} << 63));
-}
-
 // Stable: least significant digit first, digits that all keys share are skipped.
 template <class Key>
 void sort_by_key(std::vector<Ranked<Key>>& items) {

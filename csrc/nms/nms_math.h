@@ -49,6 +49,18 @@ FASTSEG_HD bool can_overlap(const NmsBox<T>& box) {
   return box.x1 < box.x2 && box.y1 < box.y2 && box.area < std::numeric_limits<T>::infinity();
 }
 
+// Keys ascend as scores descend; all NaNs come first and -0 equals 0, as in torch.sort.
+FASTSEG_HD uint32_t descending_key(float score) {
+  if (score != score) return 0;
+  const uint32_t bits = bit_cast<uint32_t>(score + 0.0f);
+  return (bits >> 31) != 0 ? bits : ~(bits | 0x80000000u);
+}
+FASTSEG_HD uint64_t descending_key(double score) {
+  if (score != score) return 0;
+  const uint64_t bits = bit_cast<uint64_t>(score + 0.0);
+  return (bits >> 63) != 0 ? bits : ~(bits | (uint64_t{1} << 63));
+}
+
 // The largest T <= threshold: comparing with it is comparing with the float64 threshold.
 template <class T>
 inline T nms_threshold(double threshold) {

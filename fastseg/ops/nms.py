@@ -136,7 +136,11 @@ def _run(
     skip_absent: bool,
 ) -> tuple[Tensor, Tensor]:
     indices, count = _padded_outputs(boxes, max_output)
-    _C.nms(boxes, scores, idxs, indices, count, iou_threshold, skip_absent, stream_of(boxes))
+    workspace = None
+    if size := _C.nms_workspace_size(boxes, scores, idxs, max_output):
+        workspace = torch.empty(size, dtype=torch.uint8, device=boxes.device)
+    arguments = (indices, count, workspace, iou_threshold, skip_absent, stream_of(boxes))
+    _C.nms(boxes, scores, idxs, *arguments)
     return indices, count
 
 

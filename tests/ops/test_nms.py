@@ -24,16 +24,6 @@ THRESHOLDS = (0.0, 0.3, 0.5, 0.7)
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INF, NAN = torch.inf, torch.nan
 
-needs_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
-]
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    return request.param
-
 
 def random_boxes(n: int, seed: int, size: float = 300.0) -> tuple[Tensor, Tensor]:
     """Crowded boxes and distinct scores: torchvision's per-class loop leaves ties unordered."""
@@ -58,7 +48,7 @@ def unpad(indices: Tensor, count: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case: str, threshold: float, device: str) -> None:
+def test_golden(case: str, threshold: float, device: torch.device) -> None:
     boxes, scores, idxs = (
         GOLDEN[f"in/{case}.{name}"].to(device) for name in ("boxes", "scores", "idxs")
     )
@@ -74,7 +64,7 @@ def test_golden(case: str, threshold: float, device: str) -> None:
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 257, 3000])
-def test_torchvision(n: int, threshold: float, device: str) -> None:
+def test_torchvision(n: int, threshold: float, device: torch.device) -> None:
     boxes, scores = random_boxes(n, seed=n)
     expected = torchvision.ops.nms(boxes, scores, threshold)
     assert torch.equal(nms(boxes.to(device), scores.to(device), threshold).cpu(), expected)
@@ -82,8 +72,22 @@ def test_torchvision(n: int, threshold: float, device: str) -> None:
     assert torch.equal(double, torchvision.ops.nms(boxes.double(), scores.double(), threshold))
 
 
+def test_many_boxes(device: torch.device) -> None:
+    """More than one chunk of both walks, and outputs that end in any of them."""
+    boxes, scores = random_boxes(9300, seed=1, size=1000)
+    idxs = random_classes(9300, 2)
+    plain = torchvision.ops.nms(boxes, scores, 0.6)
+    batched = torchvision.ops.batched_nms(boxes, scores, idxs, 0.6)
+    boxes, scores, idxs = boxes.to(device), scores.to(device), idxs.to(device)
+    assert torch.equal(nms(boxes, scores, 0.6).cpu(), plain)
+    assert torch.equal(batched_nms(boxes, scores, idxs, 0.6).cpu(), batched)
+    for size in (100, len(plain) - 1, len(plain), len(plain) + 1):
+        padded = unpad(*nms(boxes, scores, 0.6, max_output=size))
+        assert torch.equal(padded.cpu(), plain[:size])
+
+
 @pytest.mark.parametrize("classes", [1, 2, 80, 5000])
-def test_torchvision_batched(classes: int, device: str) -> None:
+def test_torchvision_batched(classes: int, device: torch.device) -> None:
     boxes, scores = random_boxes(2500, seed=classes)
     idxs = random_classes(2500, classes)
     expected = torchvision.ops.batched_nms(boxes, scores, idxs, 0.5)
@@ -95,7 +99,7 @@ def test_torchvision_batched(classes: int, device: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("score_dtype", FLOATS)
-def test_dtypes(dtype: torch.dtype, score_dtype: torch.dtype, device: str) -> None:
+def test_dtypes(dtype: torch.dtype, score_dtype: torch.dtype, device: torch.device) -> None:
     boxes, scores = random_boxes(400, seed=1)
     boxes, scores = boxes.to(device, dtype), scores.to(device, score_dtype)  # 16 bits: many ties
     idxs = random_classes(400, 3).to(device)
@@ -104,7 +108,7 @@ def test_dtypes(dtype: torch.dtype, score_dtype: torch.dtype, device: str) -> No
     assert torch.equal(batched_nms(boxes, scores, idxs, 0.5), expected)
 
 
-def test_padded_batch_is_each_image(device: str) -> None:
+def test_padded_batch_is_each_image(device: torch.device) -> None:
     images = [random_boxes(1200, seed) for seed in range(5)]
     boxes = torch.stack([image[0] for image in images]).to(device)
     scores = torch.stack([image[1] for image in images]).to(device)
@@ -124,7 +128,7 @@ def test_padded_batch_is_each_image(device: str) -> None:
         assert count[3] == 0
 
 
-def test_absent_entries_only_in_the_padded_form(device: str) -> None:
+def test_absent_entries_only_in_the_padded_form(device: torch.device) -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]], device=device)
     scores = torch.tensor([-INF, -3e38, -INF], device=device)
     assert nms(boxes, scores, 0.5).tolist() == [1, 2]
@@ -133,7 +137,7 @@ def test_absent_entries_only_in_the_padded_form(device: str) -> None:
 
 
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.5, 1.0, INF, NAN])
-def test_special_boxes(threshold: float, device: str) -> None:
+def test_special_boxes(threshold: float, device: torch.device) -> None:
     """Every pair of boxes with 0, negative, huge, infinite and NaN coordinates."""
     values = [0.0, 1.0, -1.0, 2.5, 1e-30, 1e20, 3e38, -3e38, INF, -INF, NAN]
     generator = torch.Generator().manual_seed(3)
@@ -144,7 +148,7 @@ def test_special_boxes(threshold: float, device: str) -> None:
     assert torch.equal(kept, reference.nms(boxes, scores, threshold))
 
 
-def test_subnormal_areas(device: str) -> None:
+def test_subnormal_areas(device: torch.device) -> None:
     """Where products underflow, the quick condition must still hold whenever the IoU is above."""
     steps = torch.randint(0, 5, (500, 4), generator=torch.Generator().manual_seed(0))
     boxes = steps.sort(dim=1).values.float() * 3e-23
@@ -154,7 +158,7 @@ def test_subnormal_areas(device: str) -> None:
         assert torch.equal(kept, torchvision.ops.nms(boxes, scores, threshold))
 
 
-def test_order_of_scores(device: str) -> None:
+def test_order_of_scores(device: torch.device) -> None:
     """NaN first, then descending; equal scores, -0 and 0 among them, by index."""
     scores = torch.tensor([0.0, INF, NAN, -0.0, -INF, NAN, 1e-45, 0.0, -1.0], device=device)
     boxes = torch.arange(9.0, device=device)[:, None] * 10 + torch.tensor([0.0, 0, 5, 5]).to(device)
@@ -165,14 +169,14 @@ def test_order_of_scores(device: str) -> None:
         assert unpad(indices, count).tolist() == expected[:-1]
 
 
-def test_many_equal_scores(device: str) -> None:
+def test_many_equal_scores(device: torch.device) -> None:
     boxes, _ = random_boxes(1000, seed=5)
     scores = random_classes(1000, 4).float() - 1.5
     expected = torchvision.ops.nms(boxes, scores, 0.5)
     assert torch.equal(nms(boxes.to(device), scores.to(device), 0.5).cpu(), expected)
 
 
-def test_iou_is_compared_with_the_exact_threshold(device: str) -> None:
+def test_iou_is_compared_with_the_exact_threshold(device: torch.device) -> None:
     """0.1 in float32 is above 0.1: an IoU of float32(0.1) exceeds the threshold 0.1."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 1, 10]], device=device)
     scores = torch.tensor([2.0, 1.0], device=device)
@@ -182,7 +186,7 @@ def test_iou_is_compared_with_the_exact_threshold(device: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4), (0, 5, 4), (0, 0, 4)])
-def test_empty(shape: tuple[int, ...], device: str) -> None:
+def test_empty(shape: tuple[int, ...], device: torch.device) -> None:
     boxes, scores = torch.rand(shape, device=device), torch.rand(shape[:-1], device=device)
     idxs = torch.zeros(shape[:-1], dtype=torch.int64, device=device)
     if len(shape) == 2:
@@ -195,7 +199,7 @@ def test_empty(shape: tuple[int, ...], device: str) -> None:
     assert indices.shape == (*shape[:-2], 0)
 
 
-def test_strided_input(device: str) -> None:
+def test_strided_input(device: torch.device) -> None:
     boxes, scores = random_boxes(700, seed=9)
     idxs = random_classes(700, 5)
     expected = batched_nms(boxes, scores, idxs, 0.5).tolist()
@@ -211,7 +215,7 @@ def test_strided_input(device: str) -> None:
         assert unpad(indices[i], count[i]).tolist() == expected
 
 
-def test_inputs_stay_and_need_no_gradient(device: str) -> None:
+def test_inputs_stay_and_need_no_gradient(device: torch.device) -> None:
     boxes, scores = (tensor.to(device) for tensor in random_boxes(100, seed=2))
     copies = boxes.clone(), scores.clone()
     kept = nms(boxes.requires_grad_(), scores.requires_grad_(), 0.5)
@@ -294,7 +298,7 @@ def test_errors() -> None:
         nms(boxes, scores, 0.5, max_output=-2)
 
 
-def test_opcheck(device: str) -> None:
+def test_opcheck(device: torch.device) -> None:
     boxes, scores = (tensor.to(device) for tensor in random_boxes(50, seed=0))
     idxs = random_classes(50, 3).to(device)
     for classes in (None, idxs):
@@ -304,7 +308,7 @@ def test_opcheck(device: str) -> None:
         torch.library.opcheck(torch.ops.fastseg.nms_padded.default, arguments)
 
 
-def test_compile(device: str) -> None:
+def test_compile(device: torch.device) -> None:
     @torch.compile(fullgraph=True, dynamic=True)
     def best(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor]:
         indices, count = batched_nms(boxes, scores, idxs, 0.5, max_output=40)
@@ -325,7 +329,6 @@ def test_meta() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_graph() -> None:
     boxes, scores = (tensor.cuda() for tensor in random_boxes(4000, seed=4))
     idxs = random_classes(4000, 5).cuda()
