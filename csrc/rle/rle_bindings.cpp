@@ -8,9 +8,16 @@
 namespace fastseg {
 namespace {
 
-uint32_t checked_area(const std::string& what, int64_t height, int64_t width) {
-  FASTSEG_CHECK(height >= 0 && width >= 0 && (width == 0 || height <= kMaxMaskArea / width), what,
-                " must be of fewer than 2^32 pixels, got height ", height, " and width ", width);
+constexpr int64_t kTaskRuns =
+    1 << 14;  // some 50 us of strings: less is not worth a thread's wake-up
+
+bool fits(int64_t height, int64_t width) {
+  return height >= 0 && width >= 0 && (width == 0 || height <= kMaxMaskArea / width);
+}
+
+uint32_t checked_area(int64_t height, int64_t width) {
+  FASTSEG_CHECK(fits(height, width), "masks must be of fewer than 2^32 pixels, got height ", height,
+                " and width ", width);
   return static_cast<uint32_t>(height * width);
 }
 
@@ -55,7 +62,7 @@ py::object encode(const py::object& masks) {
       view.stride[d + 1] = one.stride[d];
     }
   }
-  checked_area("masks", view.size[1], view.size[2]);
+  checked_area(view.size[1], view.size[2]);
   std::vector<std::string> counts(view.size[0]);
   params.counts = counts.data();
   {
@@ -78,7 +85,7 @@ void mark(const py::object& masks, const py::object& words, const py::object& co
   RleMarkParams params;
   params.masks = mask_array.view<3>();
   const int64_t* size = params.masks.size;
-  checked_area("masks", size[1], size[2]);
+  checked_area(size[1], size[2]);
   word_array.expect_dtype({DType::i32}).expect_device(mask_array);
   word_array.expect_shape({size[0], (size[1] + 31) / 32, size[2]});
   count_array.expect_dtype({DType::i32}).expect_device(mask_array);
@@ -109,7 +116,7 @@ py::list encode_toggles(const py::object& toggles, const py::object& ends, int64
   toggle_array.expect_dtype({DType::u32, DType::i32}).expect_device(end_array);
   end_array.expect_dtype({DType::i64});
   const View<1> positions = toggle_array.view<1>(), end_view = end_array.view<1>();
-  const uint32_t area = checked_area("masks", height, width);
+  const uint32_t area = checked_area(height, width);
   int64_t begin = 0;
   for (int64_t n = 0; n < end_view.size[0]; ++n) {
     const int64_t end = *end_view.at<int64_t>(n);
@@ -121,7 +128,8 @@ py::list encode_toggles(const py::object& toggles, const py::object& ends, int64
   std::vector<std::string> counts(end_view.size[0]);
   {
     py::gil_scoped_release release;
-    parallel_for(end_view.size[0], 4, [&](int64_t first, int64_t last) {
+    const int64_t grain = kTaskRuns * end_view.size[0] / std::max<int64_t>(begin, 1);
+    parallel_for(end_view.size[0], grain, [&](int64_t first, int64_t last) {
       for (int64_t n = first; n < last; ++n) {
         const int64_t start = n == 0 ? 0 : *end_view.at<int64_t>(n - 1);
         append_counts(positions.as<uint32_t>() + start, *end_view.at<int64_t>(n) - start, area,
@@ -141,41 +149,53 @@ struct Rle {
   std::vector<uint32_t> toggles;
   int64_t total = 0;  // sum of the counts
   std::string error;
+  py::object counts;  // keeps the string alive while other Python threads run
 
   std::string size() const { return message("[", height, ", ", width, "]"); }
 };
 
-void read_count_list(const py::sequence& counts, const std::string& what, Rle* rle) {
+void read_count_list(const py::sequence& counts, size_t index, Rle* rle) {
   const size_t size = counts.size();
   for (size_t i = 0; i < size; ++i) {
     const int64_t count = counts[i].cast<int64_t>();
-    FASTSEG_CHECK(count >= 0 && count <= kMaxMaskArea - rle->total, what, ": counts[", i,
+    FASTSEG_CHECK(count >= 0 && count <= kMaxMaskArea - rle->total, "rles[", index, "]: counts[", i,
                   "] must be at least 0 and the sum less than 2^32, got ", count);
     if (i > 0) rle->toggles.push_back(static_cast<uint32_t>(rle->total));
     rle->total += count;
   }
 }
 
-Rle read_rle(py::handle object, const std::string& what) {
+// dict[key] or null, borrowed; keys are interned once, as this is called for every RLE.
+PyObject* item(const py::dict& dict, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(dict.ptr(), key);
+  if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+Rle read_rle(py::handle object, size_t index) {
   if (!py::isinstance<py::dict>(object)) {
-    throw py::type_error(message(what, " must be a dict with 'size' and 'counts', got ",
+    throw py::type_error(message("rles[", index, "] must be a dict with 'size' and 'counts', got ",
                                  Py_TYPE(object.ptr())->tp_name));
   }
   const auto dict = py::reinterpret_borrow<py::dict>(object);
-  FASTSEG_CHECK(dict.contains("size") && dict.contains("counts"), what,
-                " must have the keys 'size' and 'counts', got ",
+  static PyObject* const size_key = PyUnicode_InternFromString("size");
+  static PyObject* const counts_key = PyUnicode_InternFromString("counts");
+  const py::handle size = item(dict, size_key), counts = item(dict, counts_key);
+  FASTSEG_CHECK(size && counts, "rles[", index, "] must have the keys 'size' and 'counts', got ",
                 py::cast<std::string>(py::repr(py::list(dict))));
-  const py::object size = dict["size"], counts = dict["counts"];
   Rle rle;
+  rle.counts = py::reinterpret_borrow<py::object>(counts);
   try {
     const auto pair = size.cast<std::pair<int64_t, int64_t>>();
     rle.height = pair.first;
     rle.width = pair.second;
   } catch (const py::cast_error&) {
-    FASTSEG_CHECK(false, what, ": size must be [height, width], got ",
+    FASTSEG_CHECK(false, "rles[", index, "]: size must be [height, width], got ",
                   py::cast<std::string>(py::repr(size)));
   }
-  rle.area = checked_area(what + ": size", rle.height, rle.width);
+  FASTSEG_CHECK(fits(rle.height, rle.width), "rles[", index,
+                "]: size must be of fewer than 2^32 pixels, got ", rle.size());
+  rle.area = static_cast<uint32_t>(rle.height * rle.width);
   if (PyBytes_Check(counts.ptr())) {
     rle.text = PyBytes_AS_STRING(counts.ptr());
     rle.text_size = PyBytes_GET_SIZE(counts.ptr());
@@ -186,12 +206,13 @@ Rle read_rle(py::handle object, const std::string& what) {
     rle.text_size = length;
   } else if (py::isinstance<py::sequence>(counts)) {
     try {
-      read_count_list(py::reinterpret_borrow<py::sequence>(counts), what, &rle);
+      read_count_list(py::reinterpret_borrow<py::sequence>(counts), index, &rle);
     } catch (const py::cast_error&) {
-      throw py::type_error(what + ": counts must hold integers");
+      throw py::type_error(message("rles[", index, "]: counts must hold integers"));
     }
   } else {
-    throw py::type_error(message(what, ": counts must be bytes, str or a list of ints, got ",
+    throw py::type_error(message("rles[", index,
+                                 "]: counts must be bytes, str or a list of ints, got ",
                                  Py_TYPE(counts.ptr())->tp_name));
   }
   return rle;
@@ -199,15 +220,13 @@ Rle read_rle(py::handle object, const std::string& what) {
 
 std::vector<Rle> read_rles(const py::sequence& objects, bool complete) {
   std::vector<Rle> rles;
-  std::vector<py::object> keep_alive;  // the strings, which another thread could drop meanwhile
   rles.reserve(objects.size());
-  for (py::handle object : objects) {
-    rles.push_back(read_rle(object, message("rles[", rles.size(), "]")));
-    keep_alive.push_back(object["counts"]);
-  }
+  for (py::handle object : objects) rles.push_back(read_rle(object, rles.size()));
+  int64_t text_size = 1;
+  for (const Rle& rle : rles) text_size += rle.text_size;
   {
     py::gil_scoped_release release;
-    parallel_for(rles.size(), 8, [&](int64_t begin, int64_t end) {
+    parallel_for(rles.size(), kTaskRuns * rles.size() / text_size, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         Rle& rle = rles[n];
         if (rle.text == nullptr) continue;

@@ -67,35 +67,38 @@ inline void append_counts(const uint32_t* toggles, int64_t size, uint32_t area, 
 // that one ends). Returns what is wrong with the string, or an empty string.
 inline std::string read_counts(const char* text, int64_t size, std::vector<uint32_t>* toggles,
                                int64_t* total) {
-  int64_t counts[3] = {};  // the last runs, of index i % 3
-  int64_t position = 0;
-  toggles->clear();
-  toggles->reserve(size);
-  int64_t i = 0;
-  for (int64_t at = 0; at < size; ++i) {
+  toggles->resize(size);
+  uint32_t* const first = toggles->data();
+  uint32_t* next = first;
+  int64_t position = 0, last = 0, before_last = 0;  // lengths of the last two runs
+  for (int64_t at = 0; at < size;) {
     const int64_t begin = at;
     int64_t value = 0;
-    int group;
+    int group, shift = 0;
     do {
       if (at == size) return "end in the middle of a number";
-      if (at - begin == 7)
+      if (shift == 35) {
         return "hold a number of more than 7 characters at " + std::to_string(begin);
+      }
       group = static_cast<unsigned char>(text[at]) - 48;
       if (group < 0 || group > 63) {
         return "hold the byte " + std::to_string(group + 48) + " at " + std::to_string(at) +
                ", outside '0' to 'o'";
       }
-      value |= int64_t(group & 31) << (5 * (at - begin));
+      value |= int64_t(group & 31) << shift;
+      shift += 5;
       ++at;
     } while (group & 32);
-    if (group & 16) value -= int64_t(1) << (5 * (at - begin));
-    if (i > 2) value += counts[(i - 2) % 3];
+    if (group & 16) value -= int64_t(1) << shift;
+    if (next - first > 2) value += before_last;
     if (value < 0) return "hold a negative run at " + std::to_string(begin);
-    if (i > 0) toggles->push_back(static_cast<uint32_t>(position));
-    counts[i % 3] = value;
+    before_last = last;
+    last = value;
     position += value;
     if (position > kMaxMaskArea) return "sum to 2^32 or more";
+    *next++ = static_cast<uint32_t>(position);
   }
+  toggles->resize(next == first ? 0 : next - first - 1);
   *total = position;
   return {};
 }

@@ -66,13 +66,18 @@ def rle_decode(rles: Sequence[RLE] | RLE, device: torch.device | str | None = No
     """
     single = isinstance(rles, dict)
     height, width, toggles, offsets = _C.rle_parse([rles] if single else rles)
-    masks = torch.empty((len(offsets) - 1, height, width), dtype=torch.bool, device=device)
-    pixels = masks.view(torch.uint8)
-    if masks.is_cuda:
+    shape = (len(offsets) - 1, height, width)
+    if device is None or torch.device(device).type == "cpu":
+        # NumPy's memory: it asks for huge pages, without which page faults cost more than decoding.
+        pixels = np.empty(shape, dtype=np.bool_)
+        _C.rle_fill(toggles, offsets, pixels)
+        masks = torch.from_numpy(pixels)
+    else:
+        masks = torch.empty(shape, dtype=torch.bool, device=device)
         # The toggles' bits: torch has few operations on uint32.
-        toggles = torch.from_numpy(toggles.view(np.int32)).to(masks.device)
-        offsets = torch.from_numpy(offsets).to(masks.device)
-    _C.rle_fill(toggles, offsets, pixels, stream_of(masks))
+        positions = torch.from_numpy(toggles.view(np.int32)).to(masks.device)
+        mask_offsets = torch.from_numpy(offsets).to(masks.device)
+        _C.rle_fill(positions, mask_offsets, masks.view(torch.uint8), stream_of(masks))
     return masks[0] if single else masks
 
 
