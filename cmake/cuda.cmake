@@ -45,6 +45,7 @@ list(APPEND CMAKE_CUDA_ARCHITECTURES ${newest}-virtual)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 set(CMAKE_CUDA_STANDARD 17)
 enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
 
 list(JOIN FASTSEG_CUDA_ARCHS " " arch_text)
 message(STATUS "fastseg: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${arch_text} and PTX ${newest}")
