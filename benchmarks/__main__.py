@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
                 report.print_notes(console, found)
                 console.print()
             rows += found
-    if options.json:
-        report.write_json(options.json, about, copy, rows)
+            if options.json:  # after each op, so that a run cut short leaves what it measured
+                report.write_json(options.json, about, copy, rows)
     if options.plot:
         report.plot(options.plot, about, rows)
     return int(any(row.failed for row in rows) or not rows)
@@ -56,7 +56,8 @@ def _run_op(
         ceilings = Ceilings(setting, copy)
         case: Case
         for case in cases(setting):
-            if options.case not in case.name:
+            repeated = not case.has_dtype and dtype != options.dtype[0]
+            if options.case not in case.name or repeated:
                 continue
             with console.status(f"{op}: {case.name}"):
                 rows += run_case(
@@ -66,6 +67,7 @@ def _run_op(
                     against=options.against,
                     seconds=0.0 if options.quick else options.seconds,
                     warm_cache=options.warm_cache,
+                    graphs=not options.no_graph,
                     ceilings=ceilings,
                 )
     return rows
@@ -81,6 +83,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--seconds", type=float, default=4, help="to measure each case for")
     parser.add_argument("--warm-cache", action="store_true", help="do not flush the GPU's L2")
+    parser.add_argument("--no-graph", action="store_true", help="do not capture CUDA graphs")
     parser.add_argument("--quick", action="store_true", help="tiny inputs: does it run at all")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--plot", type=Path, help="image file for the ratios")

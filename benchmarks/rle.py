@@ -66,6 +66,7 @@ def _encode(setting: Setting, what: str, masks: Tensor) -> Case:
         providers={"fastseg": fastseg, "pycocotools": pycocotools},
         bytes_moved=_bytes(masks),
         agreement=equal,
+        has_dtype=False,
     )
 
 
@@ -87,6 +88,7 @@ def _encode_columns(masks: Tensor) -> Case:
         providers={"fastseg": fastseg, "pycocotools": pycocotools},
         bytes_moved=_bytes(masks),
         agreement=equal,
+        has_dtype=False,
     )
 
 
@@ -112,6 +114,7 @@ def _decode(setting: Setting, masks: Tensor) -> Case:
         providers={"fastseg": fastseg, "pycocotools": pycocotools},
         bytes_moved=_bytes(masks),
         agreement=_same_pixels,
+        has_dtype=False,
     )
 
 
@@ -135,6 +138,7 @@ def _decode_columns(masks: Tensor) -> Case:
         providers={"fastseg": fastseg, "pycocotools": pycocotools},
         bytes_moved=_bytes(masks),
         agreement=_same_pixels,
+        has_dtype=False,
     )
 
 

@@ -45,3 +45,4 @@ class Case:
     # Peers that are known to round differently, with their own criterion.
     peer_agreement: dict[str, Agreement] = field(default_factory=dict)
     needs_grad: bool = False  # otherwise everything runs in inference mode
+    has_dtype: bool = True  # False: the same whatever the setting's dtype, and run only once

@@ -120,7 +120,7 @@ def plot(path: Path, machine: dict[str, Any], rows: list[Row]) -> None:
 
 
 def _label(row: Row) -> str:
-    return f"{row.case} {row.dtype}"
+    return f"{row.case} {row.dtype}".strip()
 
 
 def _cells(row: Row, cuda: bool) -> list[str]:

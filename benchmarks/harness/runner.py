@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -90,7 +90,8 @@ def run_case(
     *,
     against: Sequence[str] | None,
     seconds: float,
-    warm_cache: bool,
+    warm_cache: bool = False,
+    graphs: bool = True,
     ceilings: Ceilings,
 ) -> list[Row]:
     """Builds, compares and times the providers of a case.
@@ -102,6 +103,7 @@ def run_case(
         against: the peers to run; None for all.
         seconds: about how long to measure.
         warm_cache: leaves the inputs in the GPU's L2 cache between samples.
+        graphs: also times the replay of CUDA graphs.
         ceilings: the machine's rates.
 
     Returns:
@@ -116,7 +118,7 @@ def run_case(
             case.name,
             name,
             setting.device.type,
-            setting.type_name,
+            setting.type_name if case.has_dtype else "",
             bytes_moved=case.bytes_moved,
             flops=case.flops,
             floor=ceilings.floor(case),
@@ -129,7 +131,11 @@ def run_case(
             for name, (wall, cpu) in timing.time_cpu(runs, seconds).items():
                 rows[name].wall, rows[name].cpu = wall, cpu
         else:
-            _time_cuda(runs, rows, setting.device, seconds, warm_cache)
+            before = (lambda: None) if warm_cache else timing.l2_flush(setting.device)
+            for name, times in timing.time_cuda_eager(runs, seconds / 2, before).items():
+                rows[name].wall = times
+            if graphs:
+                _time_graphs(runs, rows, seconds / 2, before)
     _fill_speedups(rows)
     return list(rows.values())
 
@@ -165,23 +171,16 @@ def _prepare(case: Case, rows: dict[str, Row]) -> dict[str, Run]:
     return runs
 
 
-def _time_cuda(
-    runs: dict[str, Run],
-    rows: dict[str, Row],
-    device: torch.device,
-    seconds: float,
-    warm_cache: bool,
+def _time_graphs(
+    runs: dict[str, Run], rows: dict[str, Row], seconds: float, before: Callable[[], None]
 ) -> None:
-    before = (lambda: None) if warm_cache else timing.l2_flush(device)
-    for name, times in timing.time_cuda_eager(runs, seconds / 2, before).items():
-        rows[name].wall = times
-    graphs = {}
+    captured = {}
     for name, run in runs.items():
         graph, rows[name].graph_reason = timing.capture(run)
         if graph is not None:
-            graphs[name] = graph
-    if graphs:
-        for name, times in timing.time_cuda_graph(graphs, seconds / 2, before).items():
+            captured[name] = graph
+    if captured:
+        for name, times in timing.time_cuda_graph(captured, seconds, before).items():
             rows[name].graph = times
 
 
