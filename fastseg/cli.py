@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of png (overlays), coco (results.json, images.json) and masks (16-bit label images); "
         "default: png,coco",
     )
+    segment.add_argument("--show", action="store_true", help="open the overlays when done")
     segment.add_argument("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one")
     segment.add_argument("--dtype", choices=DTYPES, help="default: float32")
     segment.add_argument(
@@ -161,6 +163,9 @@ def _segment(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:  # keeps what is done
             interrupted = True
     _report(table, options.output, failures, time.perf_counter() - start)
+    if options.show:
+        for overlay in outputs.overlays:
+            webbrowser.open(overlay.resolve().as_uri())
     if interrupted:
         done = f"{table.row_count} of {len(paths)} images"
         print(f"fastseg: interrupted after {done}", file=sys.stderr)
@@ -217,6 +222,7 @@ class _Outputs:
         self._directory = options.output
         self._formats = options.formats
         self._coco = coco
+        self.overlays: list[Path] = []
         stems = output_stems(paths, self._directory, (".png", ".masks.png"))
         self._names = dict(zip(paths, zip(stems, image_ids(paths), strict=True), strict=True))
 
@@ -227,7 +233,8 @@ class _Outputs:
         stem, image_id = self._names[source]
         if "png" in self._formats:
             overlay = draw(image, instances)
-            write_png(self._directory / f"{stem}.png", overlay)
+            self.overlays.append(self._directory / f"{stem}.png")
+            write_png(self.overlays[-1], overlay)
         if "masks" in self._formats:
             write_png(self._directory / f"{stem}.masks.png", label_image(instances))
         if self._coco is not None:

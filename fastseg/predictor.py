@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fastseg import _C
 from fastseg.cuda_graphs import GraphedForward
 from fastseg.images import ImageInput, image_files, load_image
 from fastseg.instances import Instances
@@ -194,6 +196,11 @@ class Predictor:
 
 
 def _device(device: torch.device | str | None) -> torch.device:
+    if device is None and torch.cuda.is_available() and not _C.build_info()["cuda"]:
+        warnings.warn(
+            "fastseg was built without CUDA: using the CPU (see `fastseg doctor`)", stacklevel=3
+        )
+        return torch.device("cpu")
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(device)

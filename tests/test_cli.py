@@ -52,6 +52,13 @@ def test_demo_writes_an_overlay_and_a_label_image_per_sample(demo):
     assert 0.05 < colorful.mean() < 0.5
 
 
+def test_show_opens_the_overlays(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert main(["segment", "cells.png", "--output", "out", "--device", "cpu", "--show"]) == 0
+    assert opened == [(folder / "out" / "cells.png").as_uri()]
+
+
 def test_demo_prints_a_table_and_no_noise(demo):
     directory, done = demo
     for name in SAMPLE_NAMES:
