@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from fastseg import _C, reference
+from fastseg.mask import area as mask_area
 from fastseg.ops import rle, rle_decode, rle_encode
 
 DATA = Path(__file__).parents[1] / "data"
@@ -178,6 +179,24 @@ def test_broadcast_masks(encode: Encoder) -> None:
     assert encode(column.expand(1, 70, 80)) == peer_encode(column.repeat(1, 1, 80))
 
 
+def test_positions_up_to_the_limit() -> None:
+    """2^32 - 1 pixels, of which memory holds one row or one column."""
+    height, width = 65535, 65537
+    row = torch.zeros(1, width, dtype=torch.bool)
+    row[0, [3, 4, width - 1]] = True
+    counts = [3 * height, 2 * height, (width - 6) * height, height]
+    text = reference.rle.counts_to_text(counts)
+    assert rle_encode(row.expand(height, width))["counts"] == text
+    assert mask_area({"size": [height, width], "counts": text}) == 3 * height
+
+    column = torch.zeros(height, 1, dtype=torch.bool)
+    column[[0, 100, height - 1]] = True
+    counts = [0, 1, *((width - 1) * [99, 1, height - 102, 2]), 99, 1, height - 102, 1]
+    text = reference.rle.counts_to_text(counts)
+    assert rle_encode(column.expand(height, width))["counts"] == text
+    assert mask_area({"size": [height, width], "counts": text}) == 3 * width
+
+
 @pytest.mark.parametrize("shape", [(0, 5, 7), (2, 0, 7), (2, 5, 0), (2, 0, 0), (0, 0, 0)])
 def test_nothing_to_encode(shape: tuple[int, int, int], encode: Encoder) -> None:
     masks = torch.zeros(shape, dtype=torch.bool)
@@ -189,7 +208,7 @@ def test_nothing_to_encode(shape: tuple[int, int, int], encode: Encoder) -> None
         assert rle_decode(one).shape == shape[1:]
 
 
-@pytest.mark.parametrize("shape", [(1, 700, 3100), (3, 400, 1000), (1, 40, 9000), (1, 9000, 40)])
+@pytest.mark.parametrize("shape", [(1, 2900, 3000), (2, 1500, 5700), (1, 40, 300_000)])
 def test_few_large_masks_are_split_among_threads(shape: tuple[int, int, int]) -> None:
     for masks in (blobs(*shape), torch.ones(shape, dtype=torch.bool)):
         expected = peer_encode(masks)
