@@ -7,19 +7,44 @@
 namespace fastseg {
 namespace {
 
+// A view with a batch dimension, which is 1 where the array has none.
+template <int N>
+View<N> batch_of(const Array& array) {
+  if (array.ndim() == N) return array.view<N>();
+  const View<N - 1> one = array.view<N - 1>();
+  View<N> batch;
+  batch.data = one.data;
+  batch.dtype = one.dtype;
+  batch.device = one.device;
+  batch.size[0] = 1;
+  for (int d = 1; d < N; ++d) {
+    batch.size[d] = one.size[d - 1];
+    batch.stride[d] = one.stride[d - 1];
+  }
+  return batch;
+}
+
 // What the sizes of the outputs follow from; the caller adds the outputs themselves.
 NmsParams make_params(const Array& boxes, const Array& scores, const std::optional<Array>& idxs) {
-  boxes.expect_shape({-1, -1, 4});
-  const int64_t batch = boxes.size(0), n = boxes.size(1);
-  FASTSEG_CHECK(n <= std::numeric_limits<int32_t>::max(), "boxes must be fewer than 2^31, got ", n);
-  scores.expect_shape({batch, n}).expect_device(boxes);
+  const bool batched = boxes.ndim() == 3;
+  const auto expect_one_per_box = [&](const Array& array) {
+    if (batched) array.expect_shape({boxes.size(0), boxes.size(1)});
+    if (!batched) array.expect_shape({boxes.size(0)});
+    array.expect_device(boxes);
+  };
   NmsParams params;
-  params.boxes = boxes.view<3>();
-  params.scores = scores.view<2>();
+  if (!batched) boxes.expect_shape({-1, 4});
+  if (batched) boxes.expect_shape({-1, -1, 4});
+  expect_one_per_box(scores);
+  params.boxes = batch_of<3>(boxes);
+  params.scores = batch_of<2>(scores);
   if (idxs) {
-    idxs->expect_shape({batch, n}).expect_device(boxes).expect_dtype({DType::i64});
-    params.idxs = idxs->view<2>();
+    expect_one_per_box(*idxs);
+    idxs->expect_dtype({DType::i64});
+    params.idxs = batch_of<2>(*idxs);
   }
+  const int64_t n = params.boxes.size[1];
+  FASTSEG_CHECK(n <= std::numeric_limits<int32_t>::max(), "boxes must be fewer than 2^31, got ", n);
   return params;
 }
 
@@ -55,14 +80,17 @@ void nms(const py::object& boxes, const py::object& scores, const py::object& id
   const Array index_array(indices, "indices"), count_array(count, "count");
   const std::optional<Array> workspace_array = optional_array(workspace, "workspace");
   NmsParams params = make_params(box_array, score_array, idx_array);
-  const int64_t batch = box_array.size(0);
-  index_array.expect_shape({batch, -1}).expect_device(box_array).expect_dtype({DType::i64});
-  count_array.expect_shape({batch}).expect_device(box_array).expect_dtype({DType::i64});
-  params.indices = index_array.view<2>();
-  params.count = count_array.view<1>();
+  index_array.expect_device(box_array).expect_dtype({DType::i64});
+  count_array.expect_device(box_array).expect_dtype({DType::i64});
+  params.indices = batch_of<2>(index_array);
+  params.count = batch_of<1>(count_array);
+  FASTSEG_CHECK(params.indices.size[0] == params.boxes.size[0] &&
+                    params.count.size[0] == params.boxes.size[0],
+                "indices and count must have one row per image (", params.boxes.size[0],
+                "), got shapes ", index_array.shape(), " and ", count_array.shape());
   params.iou_threshold = iou_threshold;
   params.skip_absent = skip_absent;
-  const int64_t needed = workspace_size(boxes, scores, idxs, index_array.size(1));
+  const int64_t needed = workspace_size(boxes, scores, idxs, params.indices.size[1]);
   if (workspace_array) {
     workspace_array->expect_device(box_array).expect_dtype({DType::u8});
     params.workspace = workspace_array->view<1>();

@@ -1,7 +1,7 @@
 // NMS on the CPU. Boxes are walked by score; a candidate is compared with the kept boxes of its
 // class, which lie in blocks of structure-of-arrays chained per class, so that a block is a few
-// vector instructions. Large walks test a chunk of candidates in parallel against the boxes kept so
-// far, then one after the other against those kept within the chunk.
+// vector instructions. Where many are kept, a batch of candidates is compared ahead with all of
+// them, by several threads, and then one after the other with those kept since.
 #include <algorithm>
 #include <array>
 #include <utility>
@@ -16,9 +16,12 @@ namespace fastseg {
 namespace FASTSEG_ISA {
 namespace {
 
-constexpr int kBlock = 64;       // boxes; amortises the reduction of a comparison to one flag
-constexpr int64_t kChunk = 256;  // candidates between two looks at the clock of early exit
-constexpr int64_t kParallelPairs = 1 << 17;  // ~20 us of comparisons: worth waking the threads
+constexpr int kBlock = 64;  // boxes; amortises the reduction of their comparisons to one flag
+constexpr int kPart = 16;   // boxes; for blocks that are nearly empty, and for exact comparisons
+constexpr int64_t kBatch = 256;  // candidates that are read, or compared with a block, at a time
+// Boxes kept per class from which on candidates are compared ahead: no longer at home in L1.
+constexpr int64_t kManyKept = 1024;
+constexpr int64_t kParallelPairs = 1 << 22;  // ~0.4 ms of comparisons: worth waking the threads
 constexpr size_t kRadixMinimum = 64;  // below, a comparison sort beats clearing the histograms
 
 // ---- order of scores
@@ -81,17 +84,31 @@ struct KeptBlock {
   Acc x1[kBlock] = {}, y1[kBlock] = {}, x2[kBlock] = {}, y2[kBlock] = {}, area[kBlock] = {};
   int size = 0, next = -1;
 
-  bool may_exceed(const NmsBox<Acc>& box, Acc threshold) const {
+  bool suppresses(const NmsBox<Acc>& box, const NmsThreshold<Acc>& threshold) const {
+    if (threshold.quick) {
+      const bool maybe = size <= kPart ? may_exceed<kPart>(box, threshold.share)
+                                       : may_exceed<kBlock>(box, threshold.share);
+      if (!maybe) return false;
+    }
+    for (int begin = 0; begin < size; begin += kPart) {
+      if (part_exceeds(begin, box, threshold.iou)) return true;
+    }
+    return false;
+  }
+
+ private:
+  template <int kCount>
+  bool may_exceed(const NmsBox<Acc>& box, Acc share) const {
     int any = 0;
-    for (int i = 0; i < kBlock; ++i) {
-      any |= iou_may_exceed(x1[i], y1[i], x2[i], y2[i], area[i], box, threshold);
+    for (int i = 0; i < kCount; ++i) {
+      any |= iou_may_exceed(x1[i], y1[i], x2[i], y2[i], area[i], box, share);
     }
     return any != 0;
   }
 
-  bool exceeds(const NmsBox<Acc>& box, Acc threshold) const {
+  bool part_exceeds(int begin, const NmsBox<Acc>& box, Acc threshold) const {
     int any = 0;
-    for (int i = 0; i < kBlock; ++i) {
+    for (int i = begin; i < begin + kPart; ++i) {
       any |= iou_exceeds({x1[i], y1[i], x2[i], y2[i], area[i]}, box, threshold) & (i < size);
     }
     return any != 0;
@@ -101,25 +118,13 @@ struct KeptBlock {
 template <class Acc>
 class KeptBoxes {
  public:
-  explicit KeptBoxes(Acc threshold) : threshold_(threshold), slots_(64) {}
-
-  int64_t pairs_per_candidate() const { return size_ / std::max<int64_t>(classes_, 1); }
+  int64_t size() const { return size_; }
+  int64_t size_per_class() const { return size_ / std::max<int64_t>(classes_, 1); }
 
   // First block of a class, -1 when nothing of it is kept.
   int first_block(int64_t label) const { return slots_[slot(label)].first; }
 
-  // Whether a box of the chain from `block` on suppresses the candidate; *last is then or else the
-  // last block looked at.
-  bool suppresses(int block, const NmsBox<Acc>& box, int* last) const {
-    for (; block >= 0; block = blocks_[block].next) {
-      *last = block;
-      const KeptBlock<Acc>& kept = blocks_[block];
-      // Only thresholds >= 0 have the vectorised condition.
-      if (threshold_ >= Acc(0) && !kept.may_exceed(box, threshold_)) continue;
-      if (kept.exceeds(box, threshold_)) return true;
-    }
-    return false;
-  }
+  const KeptBlock<Acc>& block(int i) const { return blocks_[i]; }
 
   void add(int64_t label, const NmsBox<Acc>& box) {
     if (2 * classes_ >= static_cast<int64_t>(slots_.size())) grow();
@@ -164,8 +169,7 @@ class KeptBoxes {
     }
   }
 
-  Acc threshold_;
-  std::vector<Slot> slots_;
+  std::vector<Slot> slots_ = std::vector<Slot>(64);
   std::vector<KeptBlock<Acc>> blocks_;
   int64_t classes_ = 0, size_ = 0;
 };
@@ -177,7 +181,7 @@ struct Candidate {
   NmsBox<Acc> box;
   int64_t label;
   int32_t index;
-  int tested;  // the last block that it was compared with, -1: none
+  int tested, tested_size;  // the last block that it was compared with, -1: none
   bool suppressed;
 };
 
@@ -193,18 +197,59 @@ Candidate<accumulate_t<T>> read_candidate(const NmsParams& p, int64_t image, int
   candidate.label = p.idxs.data == nullptr ? 0 : *p.idxs.template at<const int64_t>(image, index);
   candidate.index = index;
   candidate.tested = -1;
+  candidate.tested_size = 0;
   candidate.suppressed = false;
   return candidate;
 }
 
+// Compares a candidate with the kept boxes from `block` on. False when they suppress it.
 template <class Acc>
-void test_in_parallel(const KeptBoxes<Acc>& kept, std::vector<Candidate<Acc>>& candidates) {
-  const int64_t pairs = kept.pairs_per_candidate() * static_cast<int64_t>(candidates.size());
-  if (pairs < kParallelPairs || max_threads() == 1) return;
-  parallel_for(candidates.size(), kChunk / 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      Candidate<Acc>& c = candidates[i];
-      c.suppressed = kept.suppresses(kept.first_block(c.label), c.box, &c.tested);
+bool survives(const KeptBoxes<Acc>& kept, int block, const NmsBox<Acc>& box,
+              const NmsThreshold<Acc>& threshold) {
+  for (; block >= 0; block = kept.block(block).next) {
+    if (kept.block(block).suppresses(box, threshold)) return false;
+  }
+  return true;
+}
+
+// Compares up to kBatch candidates with all boxes kept so far, in rounds: each takes one block of
+// its chain, so that a block is read from L1 by all candidates of its class but the first.
+template <class Acc>
+void compare_batch(const KeptBoxes<Acc>& kept, const NmsThreshold<Acc>& threshold,
+                   Candidate<Acc>* begin, Candidate<Acc>* end) {
+  struct Pending {
+    Candidate<Acc>* candidate;
+    int block;
+  };
+  std::array<Pending, kBatch> pending;
+  int size = 0;
+  for (Candidate<Acc>* c = begin; c < end; ++c) {
+    const int block = kept.first_block(c->label);
+    if (block >= 0) pending[size++] = {c, block};
+  }
+  while (size > 0) {
+    int left = 0;
+    for (int i = 0; i < size; ++i) {
+      auto [c, index] = pending[i];
+      const KeptBlock<Acc>& block = kept.block(index);
+      c->tested = index;
+      c->tested_size = block.size;
+      c->suppressed = block.suppresses(c->box, threshold);
+      if (!c->suppressed && block.next >= 0) pending[left++] = {c, block.next};
+    }
+    size = left;
+  }
+}
+
+template <class Acc>
+void compare_ahead(const KeptBoxes<Acc>& kept, const NmsThreshold<Acc>& threshold,
+                   std::vector<Candidate<Acc>>& candidates) {
+  const int64_t size = static_cast<int64_t>(candidates.size());
+  const bool parallel = size * kept.size_per_class() >= kParallelPairs;
+  parallel_for(size, parallel ? kBatch : size, [&](int64_t first, int64_t last) {
+    for (int64_t begin = first; begin < last; begin += kBatch) {
+      compare_batch(kept, threshold, candidates.data() + begin,
+                    candidates.data() + std::min(begin + kBatch, last));
     }
   });
 }
@@ -212,24 +257,29 @@ void test_in_parallel(const KeptBoxes<Acc>& kept, std::vector<Candidate<Acc>>& c
 template <class T>
 void walk_image(const NmsParams& p, int64_t image, const std::vector<int32_t>& order) {
   using Acc = accumulate_t<T>;
-  const Acc threshold = nms_threshold<Acc>(p.iou_threshold);
+  const NmsThreshold<Acc> threshold = make_nms_threshold<Acc>(p.iou_threshold);
   const int64_t n = static_cast<int64_t>(order.size()), limit = p.indices.size[1];
-  KeptBoxes<Acc> kept(threshold);
+  KeptBoxes<Acc> kept;
   std::vector<Candidate<Acc>> candidates;
   int64_t count = 0;
-  for (int64_t begin = 0; begin < n && count < limit; begin += kChunk) {
+  for (int64_t begin = 0; begin < n && count < limit; begin += candidates.size()) {
+    const bool ahead = kept.size_per_class() >= kManyKept;
+    // Half of what is kept: four times as many comparisons are ahead as among the candidates.
+    const int64_t end = std::min(n, begin + (ahead ? kept.size() / 2 : kBatch));
     candidates.clear();
-    for (int64_t i = begin; i < std::min(n, begin + kChunk); ++i) {
+    for (int64_t i = begin; i < end; ++i) {
       candidates.push_back(read_candidate<T>(p, image, order[i]));
     }
-    test_in_parallel(kept, candidates);
+    if (ahead) compare_ahead(kept, threshold, candidates);
     for (size_t i = 0; i < candidates.size() && count < limit; ++i) {
       Candidate<Acc>& c = candidates[i];
       if (c.suppressed) continue;
-      if (!(threshold >= Acc(0)) || can_overlap(c.box)) {
+      if (!(threshold.iou >= Acc(0)) || can_overlap(c.box)) {
         // The last block tested may have filled up since.
         const int block = c.tested >= 0 ? c.tested : kept.first_block(c.label);
-        if (kept.suppresses(block, c.box, &c.tested)) continue;
+        const bool stale =
+            block >= 0 && (kept.block(block).size != c.tested_size || kept.block(block).next >= 0);
+        if (stale && !survives(kept, block, c.box, threshold)) continue;
         kept.add(c.label, c.box);
       }
       *p.indices.template at<int64_t>(image, count++) = c.index;

@@ -83,24 +83,27 @@ __global__ void __launch_bounds__(kGatherThreads)
 
 // ---- overlaps
 
+// Aligned so that a rival is read from shared memory by two or three instructions.
 template <class T>
-struct Rivals {
-  NmsBox<T> boxes[kTile];
-  int64_t labels[kTile];
+struct alignas(16) Rival {
+  NmsBox<T> box;
+  int64_t label;
 };
 
 // Bit i: rival i suppresses the candidate.
 template <class T>
-__device__ Word overlaps_of(const Rivals<T>& rivals, int count, const NmsBox<T>& candidate,
-                            int64_t label, T threshold) {
-  const bool quick = threshold >= T(0);
+__device__ Word overlaps_of(const Rival<T>* rivals, int count, const Rival<T>& candidate,
+                            const NmsThreshold<T>& threshold) {
   Word bits = 0;
+#pragma unroll 4
   for (int i = 0; i < count; ++i) {
-    const NmsBox<T> rival = rivals.boxes[i];
-    const bool maybe = rivals.labels[i] == label &&
-                       (!quick || iou_may_exceed(rival.x1, rival.y1, rival.x2, rival.y2, rival.area,
-                                                 candidate, threshold));
-    if (maybe && iou_exceeds(rival, candidate, threshold)) bits |= Word{1} << i;
+    const Rival<T> rival = rivals[i];
+    const NmsBox<T>& box = rival.box;
+    const bool maybe = !threshold.quick || iou_may_exceed(box.x1, box.y1, box.x2, box.y2, box.area,
+                                                          candidate.box, threshold.share);
+    if (maybe && rival.label == candidate.label && iou_exceeds(box, candidate.box, threshold.iou)) {
+      bits |= Word{1} << i;
+    }
   }
   return bits;
 }
@@ -108,8 +111,9 @@ __device__ Word overlaps_of(const Rivals<T>& rivals, int count, const NmsBox<T>&
 // Grid: x: the chunk's tiles, then strips of kept boxes; y: the chunk's tiles; z: images.
 template <class T>
 __global__ void __launch_bounds__(kTile)
-    overlap_kernel(NmsParams p, Buffers<T> buffers, int64_t chunk_begin, T threshold) {
-  __shared__ Rivals<T> rivals;
+    overlap_kernel(NmsParams p, Buffers<T> buffers, int64_t chunk_begin,
+                   NmsThreshold<T> threshold) {
+  __shared__ Rival<T> rivals[kTile];
   const int64_t image = blockIdx.z, first = chunk_begin + int64_t(blockIdx.y) * kTile;
   const int64_t present = buffers.present[image], kept_count = *p.count.at<int64_t>(image);
   const bool within = blockIdx.x < gridDim.y;
@@ -121,15 +125,16 @@ __global__ void __launch_bounds__(kTile)
   const bool classes = buffers.labels != nullptr;
   const int me = threadIdx.x;
   const int64_t position = min(first + me, present - 1);  // those behind the end are not read
-  const NmsBox<T> candidate = load_box(boxes, position);
-  const int64_t label = classes ? labels[position] : 0;
+  const auto read = [&](int64_t i) -> Rival<T> {
+    return {load_box(boxes, i), classes ? labels[i] : 0};
+  };
+  const Rival<T> candidate = read(position);
 
   if (within) {
     const int64_t rival = min(chunk_begin + int64_t(blockIdx.x) * kTile + me, present - 1);
-    rivals.boxes[me] = load_box(boxes, rival);
-    rivals.labels[me] = classes ? labels[rival] : 0;
+    rivals[me] = read(rival);
     __syncthreads();
-    Word bits = overlaps_of(rivals, kTile, candidate, label, threshold);
+    Word bits = overlaps_of(rivals, kTile, candidate, threshold);
     if (blockIdx.x == blockIdx.y) bits &= (Word{1} << me) - 1;
     const int64_t row = image * buffers.overlap_words + overlap_row(blockIdx.y);
     buffers.overlaps[row + int64_t(blockIdx.x) * kTile + me] = bits;
@@ -141,12 +146,11 @@ __global__ void __launch_bounds__(kTile)
   for (int64_t base = begin; base < end; base += kTile) {
     if (base + me < end) {
       const int64_t rival = buffers.kept[image * buffers.kept_size + base + me];
-      rivals.boxes[me] = load_box(boxes, rival);
-      rivals.labels[me] = classes ? labels[rival] : 0;
+      rivals[me] = read(rival);
     }
     __syncthreads();
     const int count = static_cast<int>(min(int64_t{kTile}, end - base));
-    dead = dead || overlaps_of(rivals, count, candidate, label, threshold) != 0;
+    dead = dead || overlaps_of(rivals, count, candidate, threshold) != 0;
     __syncthreads();
   }
   const unsigned votes = ballot(dead);
@@ -314,7 +318,7 @@ void run(const NmsParams& p, cudaStream_t stream) {
   order_scores<Score>(p, order, stream);
   launch("nms_gather", gather_kernel<Box>, make_grid(ceil_div(n, int64_t{kGatherThreads}), batch),
          kGatherThreads, 0, stream, p, buffers);
-  const Acc threshold = nms_threshold<Acc>(p.iou_threshold);
+  const NmsThreshold<Acc> threshold = make_nms_threshold<Acc>(p.iou_threshold);
   for (int64_t begin = 0; begin < n; begin += kChunk) {
     const int64_t end = std::min(n, begin + kChunk);
     const int64_t tiles = ceil_div(end - begin, int64_t{kTile});

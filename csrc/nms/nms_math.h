@@ -30,16 +30,38 @@ FASTSEG_HD bool iou_exceeds(const NmsBox<T>& a, const NmsBox<T>& b, T threshold)
   return inter / (a.area + b.area - inter) > threshold;
 }
 
-// A condition that holds whenever iou_exceeds does, without its division, for boxes that
-// can_overlap and thresholds >= 0: rounding is monotonic, so inter / union rounded to more than t
-// means inter >= t * union rounded.
+// A threshold on the IoU, and what iou_may_exceed needs instead: IoU > t means that
+// inter > t / (1 + t) * (area + area). `share` is a little less than t / (1 + t), so that rounding
+// loses no pair. Thresholds of 0 and below have no such condition: `quick` is false.
 template <class T>
-FASTSEG_HD bool iou_may_exceed(T x1, T y1, T x2, T y2, T area, const NmsBox<T>& b, T threshold) {
+struct NmsThreshold {
+  T iou, share;
+  bool quick;
+};
+
+template <class T>
+inline NmsThreshold<T> make_nms_threshold(double iou) {
+  NmsThreshold<T> threshold;
+  // The largest T <= iou: comparing with it is comparing with the float64 number.
+  threshold.iou = static_cast<T>(iou);
+  if (static_cast<double>(threshold.iou) > iou) {
+    threshold.iou = std::nextafter(threshold.iou, -std::numeric_limits<T>::infinity());
+  }
+  const double t = static_cast<double>(threshold.iou);
+  threshold.share = static_cast<T>(t / (1 + t) * (1 - 8 * std::numeric_limits<T>::epsilon()));
+  threshold.quick = t > 1e-30;
+  return threshold;
+}
+
+// True whenever iou_exceeds is and for hardly any other pair, without its division. For boxes that
+// can_overlap and quick thresholds.
+template <class T>
+FASTSEG_HD bool iou_may_exceed(T x1, T y1, T x2, T y2, T area, const NmsBox<T>& b, T share) {
   const T left = x1 < b.x1 ? b.x1 : x1, top = y1 < b.y1 ? b.y1 : y1;
   const T right = b.x2 < x2 ? b.x2 : x2, bottom = b.y2 < y2 ? b.y2 : y2;
   const T width = right - left, height = bottom - top;
-  const T inter = (T(0) < width ? width : T(0)) * height;  // <= 0 when the height is
-  return (inter > T(0)) & (inter >= threshold * (area + b.area - inter));
+  // A negative height alone makes the product negative.
+  return (width > T(0)) & (width * height >= share * (area + b.area));
 }
 
 // False for boxes whose IoU with every box is 0, -0 or NaN: no extent, negative, NaN or infinite.
@@ -59,14 +81,6 @@ FASTSEG_HD uint64_t descending_key(double score) {
   if (score != score) return 0;
   const uint64_t bits = bit_cast<uint64_t>(score + 0.0);
   return (bits >> 63) != 0 ? bits : ~(bits | (uint64_t{1} << 63));
-}
-
-// The largest T <= threshold: comparing with it is comparing with the float64 threshold.
-template <class T>
-inline T nms_threshold(double threshold) {
-  const T rounded = static_cast<T>(threshold);
-  if (!(static_cast<double>(rounded) > threshold)) return rounded;
-  return std::nextafter(rounded, -std::numeric_limits<T>::infinity());
 }
 
 }  // namespace fastseg

@@ -104,8 +104,8 @@ def _dispatch(
     iou_threshold: float,
     max_output: int | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    batched = boxes.dim() == 3 and max_output is not None
-    if boxes.shape[-1:] != (4,) or not (boxes.dim() == 2 or batched):
+    dims = (2,) if max_output is None else (2, 3)
+    if boxes.dim() not in dims or boxes.shape[-1] != 4:
         expected = "[N, 4]" if max_output is None else "[N, 4] or [B, N, 4]"
         raise ValueError(f"boxes must have shape {expected}, got {tuple(boxes.shape)}")
     for name, tensor in (("scores", scores), ("idxs", idxs)):
@@ -119,12 +119,7 @@ def _dispatch(
         return torch.ops.fastseg.nms(boxes, scores, idxs, iou_threshold)
     if max_output < 0:
         raise ValueError(f"max_output must be at least 0, got {max_output}")
-    if batched:
-        return torch.ops.fastseg.nms_padded(boxes, scores, idxs, iou_threshold, max_output)
-    indices, count = torch.ops.fastseg.nms_padded(
-        boxes[None], scores[None], None if idxs is None else idxs[None], iou_threshold, max_output
-    )
-    return indices[0], count[0]
+    return torch.ops.fastseg.nms_padded(boxes, scores, idxs, iou_threshold, max_output)
 
 
 def _run(
@@ -145,18 +140,16 @@ def _run(
 
 
 def _padded_outputs(boxes: Tensor, max_output: int) -> tuple[Tensor, Tensor]:
-    batch = boxes.shape[0]
-    indices = torch.empty((batch, max_output), dtype=torch.int64, device=boxes.device)
+    batch = boxes.shape[:-2]
+    indices = torch.empty((*batch, max_output), dtype=torch.int64, device=boxes.device)
     return indices, torch.empty(batch, dtype=torch.int64, device=boxes.device)
 
 
 @torch.library.impl(LIBRARY, "nms", "CPU")
 @torch.library.impl(LIBRARY, "nms", "CUDA")
 def _plain(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
-    classes = None if idxs is None else idxs[None]
-    size = boxes.shape[0]
-    indices, count = _run(boxes[None], scores[None], classes, iou_threshold, size, False)
-    return indices[0, : int(count)].clone()
+    indices, count = _run(boxes, scores, idxs, iou_threshold, boxes.shape[0], False)
+    return indices[: int(count)].clone()
 
 
 @torch.library.impl(LIBRARY, "nms_padded", "CPU")

@@ -303,9 +303,8 @@ def test_opcheck(device: torch.device) -> None:
     idxs = random_classes(50, 3).to(device)
     for classes in (None, idxs):
         torch.library.opcheck(torch.ops.fastseg.nms.default, (boxes, scores, classes, 0.5))
-    for classes in (None, idxs[None]):
-        arguments = (boxes[None], scores[None], classes, 0.5, 20)
-        torch.library.opcheck(torch.ops.fastseg.nms_padded.default, arguments)
+    for arguments in ((boxes, scores, None), (boxes[None], scores[None], idxs[None])):
+        torch.library.opcheck(torch.ops.fastseg.nms_padded.default, (*arguments, 0.5, 20))
 
 
 def test_compile(device: torch.device) -> None:
