@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pycocotools.mask as peer
 import pytest
 
+import fastseg
 from fastseg import mask
 
 EXPECTED = json.loads((Path(__file__).parent / "data" / "ops_rle.json").read_text())
@@ -30,7 +32,11 @@ def same(ours: Any, theirs: Any) -> None:
 
 def test_imports_without_torch() -> None:
     code = "import sys, fastseg.mask; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    home = str(Path(fastseg.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": home}
+    # Not the working directory: it may be a source tree in which nothing was built.
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parent)
 
 
 @pytest.mark.parametrize("case", CASES)
