@@ -39,8 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
                 report.print_notes(console, found)
                 console.print()
             rows += found
-            if options.json:  # after each op, so that a run cut short leaves what it measured
+            # After each op, so that a run cut short leaves what it measured.
+            if options.json:
                 report.write_json(options.json, about, copy, rows)
+            if options.markdown:
+                report.write_markdown(options.markdown, about, copy, rows)
     if options.plot:
         report.plot(options.plot, about, rows)
     return int(any(row.failed for row in rows) or not rows)
@@ -86,6 +89,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-graph", action="store_true", help="do not capture CUDA graphs")
     parser.add_argument("--quick", action="store_true", help="tiny inputs: does it run at all")
     parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--markdown", type=Path, help="file for a table of the ratios")
     parser.add_argument("--plot", type=Path, help="image file for the ratios")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.ops) - set(OPS))

@@ -59,7 +59,8 @@ else
 fi
 
 step benchmarks 125 benchmarks.log "$python" -m benchmarks --device cuda \
-  --dtype float32,float16 --seconds 0.3 --json "$out/benchmarks.json" --plot "$out/benchmarks.png"
+  --dtype float32,float16 --seconds 0.3 --json "$out/benchmarks.json" \
+  --markdown "$out/benchmarks.md" --plot "$out/benchmarks.png"
 
 echo
 cat "$out/summary.txt"

@@ -26,7 +26,8 @@ OPS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py"))
 def test_quick_run_of_all_ops(tmp_path):
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cpu", "--threads", "1"]
-    command += ["--json", str(results)]
+    table = tmp_path / "table.md"
+    command += ["--json", str(results), "--markdown", str(table)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     print(run.stdout, run.stderr)  # names the peers that are not installed
     assert run.returncode == 0
@@ -37,6 +38,8 @@ def test_quick_run_of_all_ops(tmp_path):
         assert row["status"] in ("ok", "not installed"), row
         if row["provider"] == "fastseg":
             assert row["status"] == "ok" and row["wall"]["median"] > 0, row
+    compared = [row for row in document["results"] if row["speedup"]]
+    assert len(table.read_text().splitlines()) == 4 + len(compared)
 
 
 def run_fake_case(**providers) -> dict[str, Row]:

@@ -14,18 +14,14 @@ from benchmarks.harness.runner import Row
 
 
 def print_machine(console: Console, machine: dict[str, Any], copy: float) -> None:
-    """One line on hardware, one on versions.
+    """What is measured on: hardware, versions, date.
 
     Args:
         console: where to.
         machine: of `machine.describe`.
         copy: measured copy bandwidth in bytes per second.
     """
-    device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
-    console.print(f"[bold]{device}[/] · copy {copy / 1e9:.4g} GB/s (read + written)")
-    names = ("fastseg", "commit", "torch", "torchvision", "pycocotools", "cuda", "driver")
-    versions = " · ".join(f"{name} {machine[name]}" for name in names if machine.get(name))
-    console.print(f"{versions} · {machine['date']}\n")
+    console.print(_versions(machine, copy) + "\n")
 
 
 def table(op: str, rows: list[Row]) -> Table:
@@ -83,6 +79,37 @@ def write_json(path: Path, machine: dict[str, Any], copy: float, rows: list[Row]
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
+def write_markdown(path: Path, machine: dict[str, Any], copy: float, rows: list[Row]) -> None:
+    """The results against peers as a section of docs/performance.md.
+
+    Args:
+        path: file to write.
+        machine: of `machine.describe`.
+        copy: measured copy bandwidth in bytes per second.
+        rows: all rows.
+    """
+    cuda = rows[0].device == "cuda"
+    kinds = ("wall", "graph") if cuda else ("wall", "cpu")
+    names = ("eager", "graph") if cuda else ("wall clock", "CPU time")
+    columns = [f"{whose}, ms {name}" for whose in ("peer", "fastseg") for name in names]
+    columns = ["op", "case", "peer", *columns, *(f"ratio {name}" for name in names), "of floor"]
+    lines = [_versions(machine, copy), "", _markdown_row(columns), "| --- " * len(columns) + "|"]
+    ours: Row | None = None
+    for row in rows:
+        if row.provider == OURS:
+            ours = row
+        if ours is None or not row.speedup:
+            continue
+        times = [getattr(side, kind) for side in (row, ours) for kind in kinds]
+        cells = [row.op, _label(row), row.provider]
+        cells += [_milliseconds(time.median) if time else "no" for time in times]
+        cells += [f"{row.speedup[kind]:.3g}" if kind in row.speedup else "" for kind in kinds]
+        best = ours.best
+        cells.append(f"{ours.floor / best.median:.1%}" if best else "")
+        lines.append(_markdown_row(cells))
+    path.write_text("\n".join(lines) + "\n")
+
+
 def plot(path: Path, machine: dict[str, Any], rows: list[Row]) -> None:
     """A bar per case and peer: how many times faster fastseg is, on a logarithmic axis.
 
@@ -115,8 +142,27 @@ def plot(path: Path, machine: dict[str, Any], rows: list[Row]) -> None:
     axes.margins(x=0.15, y=0.01)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("fastseg is this many times faster")
-    axes.set_title(machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads")
+    axes.set_title(_hardware(machine))
     figure.savefig(path, dpi=130)
+
+
+def _hardware(machine: dict[str, Any]) -> str:
+    return machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} thread(s)"
+
+
+def _versions(machine: dict[str, Any], copy: float) -> str:
+    names = ("fastseg", "commit", "torch", "torchvision", "pycocotools", "cuda", "driver")
+    parts = [
+        _hardware(machine),
+        f"copy {copy / 1e9:.4g} GB/s (read + written)",
+        *(f"{name} {machine[name]}" for name in names if machine.get(name)),
+        machine["date"],
+    ]
+    return " · ".join(parts)
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _label(row: Row) -> str:
