@@ -85,17 +85,20 @@ struct Accumulate<double> {
 template <class T>
 using accumulate_t = typename Accumulate<T>::type;
 
-// a * b + c, fused where the target has the instruction. The build switches the compiler's own
-// contraction off, so that coordinates and comparisons round as the peers' do; sums opt in here.
+// a * b + c, fused where the target has the instruction; GPUs do, so the emulator fuses too. The
+// build switches the compiler's own contraction off, so that coordinates and comparisons round as
+// the peers' do; sums opt in here.
 FASTSEG_HD float multiply_add(float a, float b, float c) {
-#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__aarch64__)
+#if defined(__CUDA_ARCH__) || defined(FASTSEG_CUDA_EMULATOR) || defined(__FMA__) || \
+    defined(__aarch64__)
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;
 #endif
 }
 FASTSEG_HD double multiply_add(double a, double b, double c) {
-#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__aarch64__)
+#if defined(__CUDA_ARCH__) || defined(FASTSEG_CUDA_EMULATOR) || defined(__FMA__) || \
+    defined(__aarch64__)
   return __builtin_fma(a, b, c);
 #else
   return a * b + c;

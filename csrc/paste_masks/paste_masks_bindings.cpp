@@ -70,6 +70,31 @@ py::list paste_rle(const py::object& masks, const py::object& boxes, int64_t hei
   return result;
 }
 
+[[noreturn]] void cuda_only(const PasteMasksTogglesParams&) {
+  throw std::invalid_argument("toggles are made on CUDA alone; the CPU has paste_masks_rle");
+}
+
+// The first pass writes counts [N, W], the second toggles from their cumulative sum ends [N * W].
+void paste_toggles(const py::object& masks, const py::object& boxes, const py::object& counts,
+                   const py::object& ends, const py::object& toggles, int64_t height,
+                   const std::string& mode, double threshold, uintptr_t stream) {
+  const Array mask_array(masks, "masks"), box_array(boxes, "boxes"), count_array(counts, "counts");
+  PasteMasksTogglesParams params;
+  params.paste = make_params(mask_array, box_array, mode, threshold);
+  count_array.expect_shape({mask_array.size(0), -1}).expect_dtype({DType::i32});
+  params.counts = count_array.expect_device(mask_array).view<2>();
+  params.paste.output = sizes_alone(mask_array.size(0), height, count_array.size(1));
+  if (toggles.is_none()) {
+    return launch_on(mask_array.device(), stream, params, cuda_only,
+                     FASTSEG_CUDA(paste_masks_count_cuda));
+  }
+  const Array end_array(ends, "ends"), toggle_array(toggles, "toggles");
+  end_array.expect_shape({params.counts.numel()}).expect_dtype({DType::i64});
+  params.ends = end_array.expect_device(mask_array).view<1>();
+  params.toggles = toggle_array.expect_dtype({DType::i32}).expect_device(mask_array).view<1>();
+  launch_on(mask_array.device(), stream, params, cuda_only, FASTSEG_CUDA(paste_masks_toggles_cuda));
+}
+
 }  // namespace
 
 void bind_paste_masks(py::module_& module) {
@@ -77,6 +102,9 @@ void bind_paste_masks(py::module_& module) {
              py::arg("mode"), py::arg("threshold"), py::arg("stream") = 0);
   module.def("paste_masks_rle", &paste_rle, py::arg("masks"), py::arg("boxes"), py::arg("height"),
              py::arg("width"), py::arg("mode"), py::arg("threshold"));
+  module.def("paste_masks_toggles", &paste_toggles, py::arg("masks"), py::arg("boxes"),
+             py::arg("counts"), py::arg("ends"), py::arg("toggles"), py::arg("height"),
+             py::arg("mode"), py::arg("threshold"), py::arg("stream") = 0);
 }
 
 }  // namespace fastseg

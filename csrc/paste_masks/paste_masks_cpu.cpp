@@ -208,16 +208,6 @@ void find_toggles(const PasteMasksParams& p, int64_t n, Inside inside,
   }
 }
 
-// f(inside) with the mode's comparison.
-template <class F>
-void with_comparison(const PasteMasksParams& p, F f) {
-  if (p.mode == PasteMode::torchvision) {
-    f(GreaterThan{p.threshold});
-  } else {
-    f(AtLeast{p.threshold});
-  }
-}
-
 }  // namespace
 
 void paste_masks_cpu(const PasteMasksParams& p) {

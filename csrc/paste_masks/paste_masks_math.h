@@ -165,4 +165,14 @@ struct AtLeast {
   FASTSEG_HD bool operator()(float value) const { return value >= threshold; }
 };
 
+// f(inside) with the mode's comparison.
+template <class F>
+void with_comparison(const PasteMasksParams& p, F f) {
+  if (p.mode == PasteMode::torchvision) {
+    f(GreaterThan{p.threshold});
+  } else {
+    f(AtLeast{p.threshold});
+  }
+}
+
 }  // namespace fastseg

@@ -119,8 +119,29 @@ def _checked(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 def _run_lengths(
     masks: Tensor, boxes: Tensor, height: int, width: int, mode: str, threshold: float
 ) -> list[dict[str, Any]]:
+    if masks.is_cuda or _C.build_info()["cuda_emulator"]:
+        return _run_lengths_cuda(masks, boxes, height, width, mode, threshold)
     counts = _C.paste_masks_rle(masks, boxes, height, width, mode, threshold)
     return [{"size": [height, width], "counts": text} for text in counts]
+
+
+def _run_lengths_cuda(
+    masks: Tensor, boxes: Tensor, height: int, width: int, mode: str, threshold: float
+) -> list[dict[str, Any]]:
+    """Counts the changes along each column, then writes their positions; strings on the host."""
+    count, stream = masks.shape[0], stream_of(masks)
+    columns = torch.zeros((count, width), dtype=torch.int32, device=masks.device)
+    _C.paste_masks_toggles(masks, boxes, columns, None, None, height, mode, threshold, stream)
+    if columns.numel() == 0 or height == 0:
+        toggles = torch.empty(0, dtype=torch.int32)
+        return _C.rle_encode_toggles(toggles, torch.zeros(count, dtype=torch.int64), height, width)
+    column_ends = columns.flatten().cumsum(0)
+    ends = column_ends[width - 1 :: width].cpu()
+    toggles = torch.empty(int(ends[-1]), dtype=torch.int32, device=masks.device)
+    _C.paste_masks_toggles(
+        masks, boxes, columns, column_ends, toggles, height, mode, threshold, stream
+    )
+    return _C.rle_encode_toggles(toggles.cpu(), ends, height, width)
 
 
 def _empty_output(masks: Tensor, height: int, width: int, binary: bool) -> Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fastseg.reference.rle import counts_to_text, runs
 
 
 def paste_masks(
@@ -15,8 +19,8 @@ def paste_masks(
     mode: str = "torchvision",
     threshold: float = 0.5,
     output: str = "prob",
-) -> Tensor:
-    """See `fastseg.ops.paste_masks`; output is "prob" or "bool"."""
+) -> Tensor | list[dict[str, Any]]:
+    """See `fastseg.ops.paste_masks`."""
     if masks.dim() == 4:
         masks = masks[:, 0]
     paste = {"torchvision": stretch_over_pixels, "detectron2": sample_at_pixel_centres}[mode]
@@ -26,7 +30,10 @@ def paste_masks(
             paste(mask, box, values[n])
     if output == "prob":
         return values
-    return values > threshold if mode == "torchvision" else values >= threshold
+    inside = values > threshold if mode == "torchvision" else values >= threshold
+    if output == "bool":
+        return inside
+    return [{"size": list(image_size), "counts": counts_to_text(runs(mask))} for mask in inside]
 
 
 def stretch_over_pixels(mask: Tensor, box: Tensor, image: Tensor) -> None:

@@ -165,6 +165,9 @@ def test_any_box(
     bits = paste_masks(masks, boxes, image_size, output="bool", **options)
     assert_same_mask(bits, expected, threshold, mode)
     assert paste_masks(masks, boxes, image_size, output="rle", **options) == encode(bits)
+    if equal_bits(boxes.device):
+        rles = reference.paste_masks(masks, boxes, image_size, output="rle", **options)
+        assert rles == encode(bits)
 
 
 @pytest.mark.parametrize("mode", MODES)
