@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -59,15 +60,20 @@ class Workload:
         return proposals(20 if self.setting.quick else self.count, *self.image, generator(0))
 
     def features(self, layout: str) -> list[Tensor]:
-        random = generator(1)
-        maps = [torch.randn(1, self.channels, *size, generator=random) for size in self.sizes]
+        maps = _random_maps(self.channels, tuple(self.sizes))
         order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
         return [
             map.to(self.setting.device, self.setting.dtype)
-            .contiguous(memory_format=order)
+            .clone(memory_format=order)
             .requires_grad_(self.direction == "backward")
             for map in maps
         ]
+
+
+@functools.cache
+def _random_maps(channels: int, sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+    random = generator(1)
+    return [torch.randn(1, channels, *size, generator=random) for size in sizes]
 
 
 def _case(work: Workload) -> Case:

@@ -1,5 +1,6 @@
 """The benchmarks still run and still compare like with like; nothing here is timed."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -40,6 +41,84 @@ def test_quick_run_of_all_ops(tmp_path):
             assert row["status"] == "ok" and row["wall"]["median"] > 0, row
     compared = [row for row in document["results"] if row["speedup"]]
     assert len(table.read_text().splitlines()) == 4 + len(compared)
+
+
+@pytest.mark.gpu
+def test_quick_run_on_the_gpu(tmp_path):
+    results = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cuda"]
+    run = subprocess.run(
+        [*command, "--json", str(results)], cwd=ROOT, capture_output=True, text=True
+    )
+    print(run.stdout, run.stderr)
+    assert run.returncode == 0
+    rows = [row for row in json.loads(results.read_text())["results"] if row["status"] == "ok"]
+    assert {row["op"] for row in rows} == set(OPS)
+    roi_align = [row for row in rows if (row["op"], row["provider"]) == ("roi_align", "fastseg")]
+    assert all(row["graph"] for row in roi_align), roi_align
+
+
+class FakeCuda:
+    """Just enough of torch.cuda for the timing of calls: a clock that counts the calls."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.clock = 0.0
+        self.errors_on_sync = False
+        cuda = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                self.time = 0.0
+
+            def record(self):
+                self.time = cuda.clock
+
+            def elapsed_time(self, other):
+                return other.time - self.time
+
+        class Graph:
+            def replay(self):
+                cuda.clock += 1
+
+        @contextlib.contextmanager
+        def graph(graph, stream):
+            yield
+
+        for name, fake in {
+            "Event": Event,
+            "CUDAGraph": Graph,
+            "graph": graph,
+            "current_stream": lambda: None,
+            "synchronize": lambda: None,
+            "set_sync_debug_mode": self.set_sync_debug_mode,
+        }.items():
+            patch.setattr(torch.cuda, name, fake)
+
+    def set_sync_debug_mode(self, mode: str) -> None:
+        self.errors_on_sync = mode == "error"
+
+    def kernel(self) -> None:
+        self.clock += 3
+
+    def synchronising(self) -> None:
+        self.clock += 12
+        if self.errors_on_sync:
+            raise RuntimeError("called a synchronizing operation\nand more")
+
+
+def test_cuda_timing(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    graph, reason = timing.capture(cuda.synchronising)
+    assert graph is None and reason == "synchronises: called a synchronizing operation"
+    graph, reason = timing.capture(cuda.kernel)
+    assert graph is not None and reason == ""
+    for flush in (None, lambda: None):
+        runs = {"fast": cuda.kernel, "slow": cuda.synchronising}
+        eager = timing.time_cuda_eager(runs, 0.01, flush)
+        assert eager["fast"].median == pytest.approx(3e-3)
+        assert eager["slow"].ratio_to(eager["fast"]) == 4
+        replay = timing.time_cuda_graph({"fast": graph}, 0.01, flush)
+        assert replay["fast"].median == pytest.approx(1e-3)
 
 
 def run_fake_case(**providers) -> dict[str, Row]:

@@ -75,7 +75,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, quick: bool = False) -
     """
     n = 128 if quick else 1024 if device.type == "cpu" else 8192
     a = torch.randn(n, n, device=device).to(dtype)
-    return 2 * n**3 / _fastest(lambda: a @ a, device)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # TF32, which convolutions use on a GPU by default
+    try:
+        return 2 * n**3 / _fastest(lambda: a @ a, device)
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _fastest(run: Callable[[], Any], device: torch.device) -> float:

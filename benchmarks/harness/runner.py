@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -131,11 +131,11 @@ def run_case(
             for name, (wall, cpu) in timing.time_cpu(runs, seconds).items():
                 rows[name].wall, rows[name].cpu = wall, cpu
         else:
-            before = (lambda: None) if warm_cache else timing.l2_flush(setting.device)
-            for name, times in timing.time_cuda_eager(runs, seconds / 2, before).items():
+            flush = None if warm_cache else timing.l2_flush(setting.device)
+            for name, times in timing.time_cuda_eager(runs, seconds / 2, flush).items():
                 rows[name].wall = times
             if graphs:
-                _time_graphs(runs, rows, seconds / 2, before)
+                _time_graphs(runs, rows, seconds / 2, flush)
     _fill_speedups(rows)
     return list(rows.values())
 
@@ -172,7 +172,7 @@ def _prepare(case: Case, rows: dict[str, Row]) -> dict[str, Run]:
 
 
 def _time_graphs(
-    runs: dict[str, Run], rows: dict[str, Row], seconds: float, before: Callable[[], None]
+    runs: dict[str, Run], rows: dict[str, Row], seconds: float, flush: Run | None
 ) -> None:
     captured = {}
     for name, run in runs.items():
@@ -180,7 +180,7 @@ def _time_graphs(
         if graph is not None:
             captured[name] = graph
     if captured:
-        for name, times in timing.time_cuda_graph(captured, seconds, before).items():
+        for name, times in timing.time_cuda_graph(captured, seconds, flush).items():
             rows[name].graph = times
 
 

@@ -6,7 +6,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -66,31 +66,29 @@ def time_cpu(runs: dict[str, Run], seconds: float) -> dict[str, tuple[Times, Tim
     return {name: (Times(wall[name]), Times(cpu[name])) for name in runs}
 
 
-def time_cuda_eager(
-    runs: dict[str, Run], seconds: float, before: Callable[[], None]
-) -> dict[str, Times]:
+def time_cuda_eager(runs: dict[str, Run], seconds: float, flush: Run | None) -> dict[str, Times]:
     """Time from an idle GPU to the end of the work: what the host costs is part of it.
 
     Args:
         runs: calls by provider.
         seconds: about how long to measure all of them together.
-        before: runs before each sample, untimed; see `l2_flush`.
+        flush: of `l2_flush`, before each sample; None leaves the caches warm.
     """
-    return _time_events(runs, seconds, before, idle=True)
+    return _time_events(runs, seconds, flush, idle=True)
 
 
 def time_cuda_graph(
-    graphs: dict[str, torch.cuda.CUDAGraph], seconds: float, before: Callable[[], None]
+    graphs: dict[str, torch.cuda.CUDAGraph], seconds: float, flush: Run | None
 ) -> dict[str, Times]:
     """Time of a graph's replay on a GPU that is still busy: device work alone.
 
     Args:
         graphs: captured calls by provider.
         seconds: about how long to measure all of them together.
-        before: runs before each sample, untimed; see `l2_flush`.
+        flush: of `l2_flush`, before each sample; None leaves the caches warm.
     """
     runs = {name: graph.replay for name, graph in graphs.items()}
-    return _time_events(runs, seconds, before, idle=False)
+    return _time_events(runs, seconds, flush, idle=False)
 
 
 def capture(run: Run) -> tuple[torch.cuda.CUDAGraph | None, str]:
@@ -130,15 +128,17 @@ def own_stream(device: torch.device) -> Iterator[None]:
         yield
 
 
-def l2_flush(device: torch.device) -> Callable[[], None]:
-    """A call that leaves none of the inputs in the GPU's L2 cache, by writing twice its size."""
-    size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-    buffer = torch.empty(size, dtype=torch.uint8, device=device)
-    return lambda: buffer.zero_() and None
+def l2_flush(device: torch.device) -> Run:
+    """A call that leaves none of the inputs in the GPU's L2 cache, by overwriting all of it.
+
+    It takes long enough for the host to hand over a graph meanwhile.
+    """
+    size = max(2 * torch.cuda.get_device_properties(device).L2_cache_size, 2**28)
+    return torch.empty(size, dtype=torch.uint8, device=device).zero_
 
 
 def _time_events(
-    runs: dict[str, Run], seconds: float, before: Callable[[], None], idle: bool
+    runs: dict[str, Run], seconds: float, flush: Run | None, idle: bool
 ) -> dict[str, Times]:
     single = {name: _warm_up(run, min(_WARM_UP, seconds) / len(runs)) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
@@ -146,7 +146,7 @@ def _time_events(
     with _no_garbage_collection():
         for _ in range(_rounds(seconds, sum(single.values()))):
             for name, run in runs.items():
-                before()
+                (flush or run)()
                 if idle:
                     torch.cuda.synchronize()
                 start.record()
