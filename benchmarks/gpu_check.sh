@@ -18,6 +18,10 @@ if compgen -G "fastseg/_C.*.so" > /dev/null; then
   exit 2
 fi
 python=${PYTHON:-python3}
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+  echo "torch sees no GPU, or there is no torch: nothing to check" >&2
+  exit 2
+}
 export PYTHONUNBUFFERED=1
 failed=0
 : > "$out/summary.txt"
@@ -49,10 +53,11 @@ step tests 120 tests.log "$python" -m pytest -m gpu -q --continue-on-collection-
 # All kernels of all ops on small inputs, without the peers' kernels. Without torch's caching of
 # memory each tensor is an allocation of its own, whose ends the sanitizer knows.
 if command -v compute-sanitizer > /dev/null; then
+  ops=$(find csrc -mindepth 1 -maxdepth 1 -type d ! -name core ! -name bindings -printf '%f ')
   for tool in memcheck racecheck; do
     step "$tool" 70 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
       compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$python" -m benchmarks --quick --no-graph --against none --device cuda
+      "$python" -m benchmarks $ops --quick --no-graph --against none --device cuda
   done
 else
   echo "sanitizer: skipped, compute-sanitizer is not installed" | tee -a "$out/summary.txt"
