@@ -1,6 +1,9 @@
 // RoIAlign on the CPU. Channels-last maps are pooled with channels in the vector lanes. Other
 // layouts are read with columns in the lanes: rows are summed first (A F), for as many channels as
-// there are lanes; a transpose in registers then puts channels into the lanes for B.
+// there are lanes; a transpose in registers then puts channels into the lanes for B. Where RoIs are
+// many next to the cells, the maps are first rewritten channels-last.
+#include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "core/check.h"
@@ -17,6 +20,7 @@ namespace {
 
 constexpr int kVectors = 4;  // registers of channels summed at once: hides FMA latency
 constexpr int kRoIsPerTask = 64;
+constexpr int kCellsPerRoI = 256;  // pooling one RoI from planes costs as much as packing so many
 constexpr int kChannelBlock = 64;  // channels per backward task; 49 cells of them stay in L1
 
 template <class Acc>
@@ -236,14 +240,70 @@ void forward_any_layout(const RoIAlignParams& p) {
   });
 }
 
+// Whether the RoIs are so many that rewriting the maps channels-last costs less than it saves, and
+// the maps so large that whole registers of columns and channels can be moved.
+bool worth_packing(const RoIAlignParams& p, int lanes) {
+  int64_t cells = 0;
+  for (int level = 0; level < p.num_levels; ++level) {
+    const View<4>& map = p.features[level];
+    if (map.stride[3] != 1 || map.size[3] < lanes || map.size[1] < lanes) return false;
+    cells += map.size[0] * map.size[2] * map.size[3];
+  }
+  return cells < p.boxes.size[0] * kCellsPerRoI;
+}
+
+// Rewrites all levels channels-last into `memory`; returns the parameters with those maps.
+template <class Acc>
+RoIAlignParams pack_channels_last(const RoIAlignParams& p, std::unique_ptr<Acc[]>* memory) {
+  constexpr int n = kLanes<Acc>;
+  RoIAlignParams packed = p;
+  int64_t total = 0;
+  for (int level = 0; level < p.num_levels; ++level) total += p.features[level].numel();
+  memory->reset(new Acc[total]);
+  advise_huge_pages(memory->get(), total * sizeof(Acc));
+  Acc* target = memory->get();
+  for (int level = 0; level < p.num_levels; ++level) {
+    const View<4>& map = p.features[level];
+    const int64_t channels = map.size[1], height = map.size[2], width = map.size[3];
+    View<4>& out = packed.features[level];
+    out.data = target;
+    out.stride[0] = height * width * channels;
+    out.stride[1] = 1;
+    out.stride[2] = width * channels;
+    out.stride[3] = channels;
+    target += map.numel();
+    parallel_for(map.size[0] * height, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        for (int64_t c = 0; c < channels; c += n) {
+          const int64_t c0 = std::min(c, channels - n);  // the last block overlaps the one before
+          for (int64_t x = 0; x < width; x += n) {
+            const int64_t x0 = std::min(x, width - n);
+            const Acc* from = map.template at<const Acc>(row / height, c0, row % height, x0);
+            Acc* to = out.template at<Acc>(row / height, c0, row % height, x0);
+            Lanes<Acc> square[n];
+            for (int i = 0; i < n; ++i) square[i] = load_lanes<Acc>(from + i * map.stride[1]);
+            transpose<Acc>(square);
+            for (int i = 0; i < n; ++i) store_lanes<Acc, Acc>(to + i * channels, square[i]);
+          }
+        }
+      }
+    });
+  }
+  return packed;
+}
+
 template <class T>
 void forward(const RoIAlignParams& p) {
-  check_images<accumulate_t<T>>(p);
-  if (p.features[0].stride[1] == 1) {
-    forward_channels_last<T>(p);
-  } else {
-    forward_any_layout<T>(p);
+  using Acc = accumulate_t<T>;
+  check_images<Acc>(p);
+  if (p.features[0].stride[1] == 1) return forward_channels_last<T>(p);
+  if constexpr (std::is_same_v<T, Acc>) {
+    if (worth_packing(p, kLanes<Acc>)) {
+      std::unique_ptr<Acc[]> memory;
+      return forward_channels_last<T>(pack_channels_last<Acc>(p, &memory));
+    }
   }
+  forward_any_layout<T>(p);
 }
 
 // Adds one RoI's gradient for channels [c0, c0 + block) into a channels-last map.

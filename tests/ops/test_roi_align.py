@@ -101,6 +101,29 @@ def test_matches_reference(
     assert_near(actual_input.grad, expected_input.grad, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("channels", [16, 21, 70])
+def test_more_boxes_than_the_map_has_cells(
+    channels: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    features = [
+        torch.randn(2, channels, 13, 37, dtype=dtype),
+        torch.randn(2, channels, 7, 19).to(dtype),
+    ]
+    boxes = random_boxes(40, 2, 37 * 4, 13 * 4)
+    arguments = (boxes.to(device), 3, SCALES[:2])
+    planes = multi_scale_roi_align([f.to(device) for f in features], *arguments)
+    last = [LAYOUTS["channels_last"](f.to(device)) for f in features]
+    assert_near(planes, multi_scale_roi_align(last, *arguments), dtype)
+    one_by_one = [
+        multi_scale_roi_align(
+            [f.to(device) for f in features], box[None].to(device), *arguments[1:]
+        )
+        for box in boxes
+    ]
+    assert_near(planes, torch.cat(one_by_one), dtype)
+
+
 def test_output_keeps_the_memory_format(device: torch.device) -> None:
     x = torch.randn(1, 8, 9, 9, device=device)
     boxes = torch.tensor([[0.0, 1, 1, 7, 7]], device=device)
