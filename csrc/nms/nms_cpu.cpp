@@ -266,9 +266,9 @@ void walk_image(const NmsParams& p, int64_t image, const std::vector<int32_t>& o
     const bool ahead = kept.size_per_class() >= kManyKept;
     // Half of what is kept: four times as many comparisons are ahead as among the candidates.
     const int64_t end = std::min(n, begin + (ahead ? kept.size() / 2 : kBatch));
-    candidates.clear();
+    candidates.resize(end - begin);
     for (int64_t i = begin; i < end; ++i) {
-      candidates.push_back(read_candidate<T>(p, image, order[i]));
+      candidates[i - begin] = read_candidate<T>(p, image, order[i]);
     }
     if (ahead) compare_ahead(kept, threshold, candidates);
     for (size_t i = 0; i < candidates.size() && count < limit; ++i) {
