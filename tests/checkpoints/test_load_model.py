@@ -256,6 +256,28 @@ def test_other_formats_are_named(keys, name):
         load_model({key: torch.zeros(1) for key in keys})
 
 
+@pytest.mark.parametrize(
+    ("builder", "name"),
+    [
+        ("fasterrcnn_resnet50_fpn", "torchvision Faster R-CNN"),
+        ("fasterrcnn_mobilenet_v3_large_fpn", "torchvision Faster R-CNN"),
+        ("keypointrcnn_resnet50_fpn", "torchvision Keypoint R-CNN"),
+        ("retinanet_resnet50_fpn", "torchvision RetinaNet or FCOS"),
+        ("fcos_resnet50_fpn", "torchvision RetinaNet or FCOS"),
+        ("ssd300_vgg16", "no known format"),
+    ],
+)
+def test_other_models_of_torchvision_are_named(builder, name):
+    detection = pytest.importorskip(
+        "torchvision.models.detection", reason="torchvision is the peer that is compared with"
+    )
+    with torch.device("meta"):
+        peer = getattr(detection, builder)(weights=None, weights_backbone=None)
+    state_dict = {key: torch.zeros(1) for key in peer.state_dict()}
+    with pytest.raises(ValueError, match=name):
+        load_model(state_dict)
+
+
 def test_names_of_old_torchvision(state_dict):
     model = load_small(state_dict)
     old = {}

@@ -26,10 +26,13 @@ PEER = {"torchvision": "torchvision", "detectron2": "d2"}
 INF, NAN = torch.inf, torch.nan
 
 EMULATED = _C.build_info()["cuda_emulator"]
-# torch's CPU kernels fuse multiplication and addition where they use AVX2 or AVX-512; so do ours.
-SAME_ROUNDING = (torch.backends.cpu.get_cpu_capability() == "DEFAULT") == (
-    _C.build_info()["cpu_active"] == "baseline"
-)
+# torch 2.14's CPU kernels fuse multiplication and addition where they use AVX2 or AVX-512; so do
+# ours. Other versions of torch round positions and weights differently, and so move values by up to
+# 4e-6 (a position near 300 has steps of 3e-5).
+SAME_ROUNDING = torch.__version__.startswith("2.14.") and (
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+) == (_C.build_info()["cpu_active"] == "baseline")
+OTHER_ROUNDING = 1e-5
 
 
 def equal_bits(device: torch.device) -> bool:
@@ -42,14 +45,14 @@ def assert_same(ours: Tensor, peer: Tensor) -> None:
     if equal_bits(ours.device):
         assert torch.equal(ours, peer)
     else:
-        torch.testing.assert_close(ours, peer, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours, peer, rtol=0, atol=OTHER_ROUNDING)
 
 
 def assert_same_mask(ours: Tensor, peer_values: Tensor, threshold: float, mode: str) -> None:
     assert ours.dtype == torch.bool
     differs = ours != above(peer_values, threshold, mode)
     if not equal_bits(ours.device):  # values that lie at the threshold may fall on either side
-        differs &= (peer_values - threshold).abs() > 1e-6
+        differs &= (peer_values - threshold).abs() > OTHER_ROUNDING
     assert not differs.any()
 
 
