@@ -8,6 +8,7 @@ import importlib.machinery
 import importlib.util
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Runs a test on the CPU and, where there is one, on the GPU."""
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess]:
+    """Runs Python in a new process that imports the same fastseg as this one."""
+    import fastseg
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        home = str(Path(fastseg.__file__).parents[1])
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env={**os.environ, "PYTHONPATH": home, **environment},
+            cwd=ROOT / "tests",  # Python looks here first, and the source tree may not be built
+            capture_output=True,
+            text=True,
+        )
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import fastseg
 from fastseg import _C
 from fastseg.ops import roi_align
 
@@ -144,11 +139,6 @@ def test_build_info() -> None:
 
 
 @pytest.mark.parametrize("value", ["avx9000", "sse"])
-def test_an_unknown_instruction_set_is_an_error(value: str) -> None:
-    code = "from fastseg import _C; _C.build_info()"
-    home = str(Path(fastseg.__file__).parents[1])
-    environment = {**os.environ, "FASTSEG_CPU": value, "PYTHONPATH": home}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
+def test_an_unknown_instruction_set_is_an_error(value: str, run_python: Any) -> None:
+    run = run_python("-c", "from fastseg import _C; _C.build_info()", FASTSEG_CPU=value)
     assert f"FASTSEG_CPU={value} is not available" in run.stderr

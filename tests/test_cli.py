@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +18,11 @@ SAMPLE_NAMES = [path.stem for path in sorted(SAMPLES.glob("*.png"))]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory, run_python):
     """One run over the samples with every output."""
     directory = tmp_path_factory.mktemp("demo")
     words = ["segment", "--demo", "--format", "png,coco,masks", "--output", str(directory)]
-    command = [sys.executable, "-m", "fastseg", *words, "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_python("-m", "fastseg", *words, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     return directory, done
 
@@ -201,6 +198,6 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"fastseg {fastseg.__version__}\n"
 
 
-def test_importing_the_command_needs_no_torch():
+def test_importing_the_command_needs_no_torch(run_python):
     code = "import sys, fastseg, fastseg.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert run_python("-c", code).returncode == 0

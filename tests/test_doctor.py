@@ -4,8 +4,6 @@ import copy
 import json
 import os
 import stat
-import subprocess
-import sys
 
 import pytest
 
@@ -118,10 +116,13 @@ def test_this_machine_can_be_examined():
     assert doctor.problems(copy.deepcopy(report)) == report["problems"]
 
 
-def run_doctor(path_entry, *options):
-    environment = {**os.environ, "PATH": f"{path_entry}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "fastseg", "doctor", *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+@pytest.fixture
+def run_doctor(run_python):
+    def run(path_entry, *options):
+        path = f"{path_entry}{os.pathsep}{os.environ['PATH']}"
+        return run_python("-m", "fastseg", "doctor", *options, PATH=path)
+
+    return run
 
 
 def fake_nvidia_smi(directory, output):
@@ -130,7 +131,7 @@ def fake_nvidia_smi(directory, output):
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
 
 
-def test_command_reads_nvidia_smi_and_fails_when_a_gpu_cannot_be_used(tmp_path):
+def test_command_reads_nvidia_smi_and_fails_when_a_gpu_cannot_be_used(run_doctor, tmp_path):
     fake_nvidia_smi(tmp_path, r"535.1, 3.5, 4096 MiB, NVIDIA Old, Card\n")
     done = run_doctor(tmp_path, "--json")
     report = json.loads(done.stdout)
@@ -142,7 +143,7 @@ def test_command_reads_nvidia_smi_and_fails_when_a_gpu_cannot_be_used(tmp_path):
     assert done.returncode == 1
 
 
-def test_command_copes_with_a_driver_that_does_not_answer(tmp_path):
+def test_command_copes_with_a_driver_that_does_not_answer(run_doctor, tmp_path):
     fake_nvidia_smi(tmp_path, "NVIDIA-SMI has failed because\\n")
     done = run_doctor(tmp_path)
     assert "fastseg" in done.stdout

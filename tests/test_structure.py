@@ -3,8 +3,6 @@
 import ast
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -156,7 +154,7 @@ def test_docstring_names_every_parameter(name, function):
     "FASTSEG_TEST_EXTENSION" in os.environ, reason="a new process imports the installed extension"
 )
 @pytest.mark.parametrize("module", ["fastseg", "fastseg.mask"])
-def test_imports_without_torch(module):
+def test_imports_without_torch(module, run_python):
     code = f"import sys; import {module}; sys.exit('torch' in sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    run = run_python("-c", code)
+    assert run.returncode == 0, run.stderr
