@@ -7,6 +7,7 @@
 #include "core/bits.h"
 #include "core/cpu_dispatch.h"
 #include "core/dispatch.h"
+#include "core/huge_pages.h"
 #include "core/parallel.h"
 #include "paste_masks/paste_masks_math.h"
 #include "rle/rle_math.h"
@@ -211,6 +212,7 @@ void find_toggles(const PasteMasksParams& p, int64_t n, Inside inside,
 }  // namespace
 
 void paste_masks_cpu(const PasteMasksParams& p) {
+  advise_huge_pages(p.output.data, p.output.numel() * bytes_of(p.output.dtype));
   if (p.output.dtype == DType::f32) {
     return paste<float>(p, [](float value) { return value; });
   }

@@ -423,6 +423,10 @@ void roi_align_forward_cpu(const RoIAlignParams& params) {
 }
 
 void roi_align_backward_cpu(const RoIAlignParams& params) {
+  for (int level = 0; level < params.num_levels; ++level) {
+    const View<4>& grads = params.features[level];
+    advise_huge_pages(grads.data, grads.numel() * bytes_of(grads.dtype));
+  }
   dispatch_floating(params.output.dtype, "grad_output",
                     [&](auto zero) { backward<decltype(zero)>(params); });
 }
