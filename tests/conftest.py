@@ -96,6 +96,28 @@ def run_python() -> Callable[..., subprocess.CompletedProcess]:
     return run
 
 
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def run_on_cpu_variant(
+    request: pytest.FixtureRequest, run_python: Callable[..., subprocess.CompletedProcess]
+) -> Callable[..., None]:
+    """Runs a selection of a test file on each instruction set that this processor has."""
+    variant = request.param
+    if os.environ.get("FASTSEG_CPU"):
+        pytest.skip("already inside the run of one variant")
+    probe = run_python("-c", "from fastseg import _C; _C.build_info()", FASTSEG_CPU=variant)
+    if "is not available" in probe.stderr:
+        pytest.skip(f"this processor lacks {variant}")
+
+    def run(file: str, selection: str) -> None:
+        # torch held to the same instructions rounds the same way.
+        torch_variant = "default" if variant == "baseline" else variant
+        environment = {"FASTSEG_CPU": variant, "ATEN_CPU_CAPABILITY": torch_variant}
+        done = run_python("-m", "pytest", "-q", "-x", file, "-k", selection, **environment)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     random.seed(0)

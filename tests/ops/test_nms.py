@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-import fastseg
-from fastseg import _C, reference
+from fastseg import reference
 from fastseg.ops import batched_nms, nms
 
 DATA = Path(__file__).parents[1] / "data"
@@ -251,22 +248,9 @@ def test_invariants(entries: list[tuple[float, ...]], threshold: float, size: in
     assert unpad(*padded).tolist() == [i for i in kept.tolist() if scores[i] != -INF][:size]
 
 
-@pytest.mark.parametrize("variant", _C.build_info()["cpu_variants"].split(";"))
-def test_cpu_variants(variant: str) -> None:
+def test_cpu_variants(run_on_cpu_variant: Callable[..., None]) -> None:
     """Every instruction set gives the same boxes; the golden cases hold them to torchvision."""
-    if os.environ.get("FASTSEG_CPU"):
-        pytest.skip("already inside a run of one variant")
-    # Not the working directory: it may be a source tree in which nothing was built.
-    home = str(Path(fastseg.__file__).parents[1])
-    environment = {**os.environ, "FASTSEG_CPU": variant, "PYTHONPATH": home}
-    probe = [sys.executable, "-c", "from fastseg import _C; _C.build_info()"]
-    answer = subprocess.run(probe, env=environment, capture_output=True, text=True, cwd=DATA)
-    if "is not available" in answer.stderr:
-        pytest.skip(f"this processor does not run {variant}")
-    tests = ["golden", "special", "subnormal", "equal_scores"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", " or ".join(tests)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-4000:]
+    run_on_cpu_variant(__file__, "golden or special or subnormal or equal_scores")
 
 
 def test_threads_do_not_change_the_result() -> None:

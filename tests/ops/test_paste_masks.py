@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -349,20 +347,5 @@ def test_threads() -> None:
 
 
 @pytest.mark.skipif(EMULATED, reason="the emulator runs the CUDA kernels alone")
-@pytest.mark.parametrize("variant", ["baseline", "avx2", "avx512"])
-def test_cpu_variants(variant: str) -> None:
-    """torch, held to the same instructions, gives the same bits."""
-    if os.environ.get("FASTSEG_CPU"):
-        pytest.skip("this is the run of one variant")
-    capability = "default" if variant == "baseline" else variant
-    environment = {**os.environ, "FASTSEG_CPU": variant, "ATEN_CPU_CAPABILITY": capability}
-    selection = "(test_peer and 28) or test_any_box"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", selection],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if "is not available; this processor runs up to" in run.stdout + run.stderr:
-        pytest.skip(f"this processor lacks {variant}")
-    assert run.returncode == 0, run.stdout[-3000:]
+def test_cpu_variants(run_on_cpu_variant: Callable[..., None]) -> None:
+    run_on_cpu_variant(__file__, "(test_peer and 28) or test_any_box")

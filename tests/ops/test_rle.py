@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from torch import Tensor
 
-import fastseg
 from fastseg import _C, reference
 from fastseg.mask import area as mask_area
 from fastseg.ops import rle, rle_decode, rle_encode
@@ -348,19 +344,6 @@ def test_masks_that_cannot_be_encoded() -> None:
         rle_encode(torch.zeros(1, 1, 1, dtype=torch.bool).expand(1, 2**16, 2**16))
 
 
-@pytest.mark.parametrize("variant", _C.build_info()["cpu_variants"].split(";"))
-def test_cpu_variants(variant: str) -> None:
+def test_cpu_variants(run_on_cpu_variant: Callable[..., None]) -> None:
     """Every instruction set gives the same strings and pixels."""
-    if os.environ.get("FASTSEG_CPU"):
-        pytest.skip("already inside a run of one variant")
-    # Not the working directory: it may be a source tree in which nothing was built.
-    home = str(Path(fastseg.__file__).parents[1])
-    environment = {**os.environ, "FASTSEG_CPU": variant, "PYTHONPATH": home}
-    probe = [sys.executable, "-c", "from fastseg import _C; _C.build_info()"]
-    answer = subprocess.run(probe, env=environment, capture_output=True, text=True, cwd=DATA)
-    if "is not available" in answer.stderr:
-        pytest.skip(f"this processor does not run {variant}")
-    tests = "layouts or dtypes or numpy or inverts"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", tests]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-4000:]
+    run_on_cpu_variant(__file__, "layouts or dtypes or numpy or inverts")

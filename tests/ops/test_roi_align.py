@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -328,6 +329,10 @@ def test_autocast_keeps_the_input_type(device: torch.device) -> None:
     with torch.autocast(device.type, dtype=torch.bfloat16):
         assert roi_align(x, boxes, 2).dtype == torch.float32
         assert roi_align(x.bfloat16(), boxes, 2).dtype == torch.bfloat16
+
+
+def test_cpu_variants(run_on_cpu_variant: Callable[..., None]) -> None:
+    run_on_cpu_variant(__file__, "c4 or matches_reference or more_boxes")
 
 
 @pytest.mark.gpu
