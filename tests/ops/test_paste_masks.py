@@ -346,6 +346,5 @@ def test_threads() -> None:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.skipif(EMULATED, reason="the emulator runs the CUDA kernels alone")
 def test_cpu_variants(run_on_cpu_variant: Callable[..., None]) -> None:
     run_on_cpu_variant(__file__, "(test_peer and 28) or test_any_box")
