@@ -13,6 +13,10 @@ constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kStrip = kWarpSize;  // rows that a warp fills: each lane prepares the taps of one
 constexpr int kColumns = 4;        // columns of a thread: a store of 4 or of 16 bytes
 
+// Left alone, the compiler takes 89 registers for paste_kernel, so that two blocks fit; the 80 of
+// three cost a few spilled words (sm_75 to sm_90).
+constexpr int kBlocksPerSm = 3;
+
 struct Probability {
   __device__ float operator()(float value) const { return value; }
 };
@@ -81,9 +85,24 @@ __device__ bool within(const PasteAxis& axis, int64_t pixel) {
   return pixel >= axis.begin && pixel < axis.end;
 }
 
+template <class Out>
+__device__ void store_columns(const PasteMasksParams& p, int64_t n, int64_t y, int64_t left,
+                              const Vec<Out, kColumns>& values, bool aligned) {
+  const int64_t width = p.output.size[2];
+  Out* to = p.output.at<Out>(n, y) + left;
+  if (aligned) {
+    if (left < width) values.store(to);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    if (left + i < width) to[i] = values[i];
+  }
+}
+
 // A warp fills kStrip rows of 32 * kColumns columns. `aligned`: rows allow stores of kColumns.
 template <class Out, class Convert>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     paste_kernel(PasteMasksParams p, Convert convert, bool aligned) {
   const int64_t height = p.output.size[1], width = p.output.size[2];
   const int64_t strips = ceil_div<int64_t>(height, kStrip);
@@ -92,9 +111,19 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t n = warp / (strips * groups), top = warp / groups % strips * kStrip;
   const int64_t left = (warp % groups * kWarpSize + lane_id()) * kColumns;
   if (n >= p.output.size[0]) return;  // the whole warp
+  const int64_t rows = height - top < kStrip ? height - top : kStrip;
   const PasteBox box = paste_box(p, n);
-  const PasteTap own_row = paste_tap(p.mode, box.y, top + lane_id());
   const Out background = static_cast<Out>(convert(0.0f));
+  const int64_t first = warp % groups * kWarpSize * kColumns;  // column of lane 0
+  if (box.y.begin >= top + rows || box.y.end <= top || box.x.end <= first ||
+      box.x.begin >= first + kWarpSize * kColumns) {  // most strips: no pixel to compute
+    Vec<Out, kColumns> values;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) values[i] = background;
+    for (int r = 0; r < rows; ++r) store_columns(p, n, top + r, left, values, aligned);
+    return;
+  }
+  const PasteTap own_row = paste_tap(p.mode, box.y, top + lane_id());
   MaskColumn columns[kColumns];
   bool inside[kColumns];
 #pragma unroll
@@ -102,7 +131,6 @@ __global__ void __launch_bounds__(kThreads)
     inside[i] = within(box.x, left + i);
     if (inside[i]) columns[i].start(p, box, left + i);
   }
-  const int64_t rows = height - top < kStrip ? height - top : kStrip;
   for (int r = 0; r < rows; ++r) {
     const PasteTap row = shuffle(own_row, r);
     const bool inside_row = within(box.y, top + r);
@@ -112,15 +140,7 @@ __global__ void __launch_bounds__(kThreads)
       values[i] = inside_row && inside[i] ? static_cast<Out>(convert(columns[i].value(p, n, row)))
                                           : background;
     }
-    Out* to = p.output.at<Out>(n, top + r) + left;
-    if (aligned) {
-      if (left < width) values.store(to);
-      continue;
-    }
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      if (left + i < width) to[i] = values[i];
-    }
+    store_columns(p, n, top + r, left, values, aligned);
   }
 }
 
