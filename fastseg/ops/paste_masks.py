@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastseg import _C
 from fastseg.ops._registry import LIBRARY, stream_of
+from fastseg.ops.rle import strings_from_changes
 
 Mode = Literal["torchvision", "detectron2"]
 _MASK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -135,13 +136,13 @@ def _run_lengths_cuda(
     if columns.numel() == 0 or height == 0:
         toggles = torch.empty(0, dtype=torch.int32)
         return _C.rle_encode_toggles(toggles, torch.zeros(count, dtype=torch.int64), height, width)
-    column_ends = columns.flatten().cumsum(0)
-    ends = column_ends[width - 1 :: width].cpu()
-    toggles = torch.empty(int(ends[-1]), dtype=torch.int32, device=masks.device)
-    _C.paste_masks_toggles(
-        masks, boxes, columns, column_ends, toggles, height, mode, threshold, stream
+    return strings_from_changes(
+        columns,
+        height,
+        lambda ends, toggles: _C.paste_masks_toggles(
+            masks, boxes, columns, ends, toggles, height, mode, threshold, stream
+        ),
     )
-    return _C.rle_encode_toggles(toggles.cpu(), ends, height, width)
 
 
 def _empty_output(masks: Tensor, height: int, width: int, binary: bool) -> Tensor:

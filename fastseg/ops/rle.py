@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,8 +93,25 @@ def _encode_on_device(masks: Tensor) -> Any:
     words = torch.empty((count, chunks, width), dtype=torch.int32, device=masks.device)
     changes = torch.zeros((count, width), dtype=torch.int32, device=masks.device)
     _C.rle_mark(masks, words, changes, stream)
+    return strings_from_changes(
+        changes, height, lambda ends, toggles: _C.rle_emit(words, ends, toggles, height, stream)
+    )
+
+
+def strings_from_changes(
+    changes: Tensor, height: int, emit: Callable[[Tensor, Tensor], None]
+) -> list[RLE]:
+    """RLEs of masks on CUDA, from how often each column changes and a kernel that tells where.
+
+    Args:
+        changes: [N, W] int32, N and W at least 1: the changes along each column.
+        height: H of the masks.
+        emit: emit(column_ends, toggles) writes the positions of all changes to toggles [sum] int32;
+            column_ends [N * W] int64 is the cumulative sum of the changes.
+    """
+    width = changes.shape[1]
     column_ends = changes.flatten().cumsum(0)
     ends = column_ends[width - 1 :: width].cpu()
-    toggles = torch.empty(int(ends[-1]), dtype=torch.int32, device=masks.device)
-    _C.rle_emit(words, column_ends, toggles, height, stream)
+    toggles = torch.empty(int(ends[-1]), dtype=torch.int32, device=changes.device)
+    emit(column_ends, toggles)
     return _C.rle_encode_toggles(toggles.cpu(), ends, height, width)

@@ -26,10 +26,6 @@ TENSORS = load_file(DATA / "ops_rle.safetensors")
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 NUMPY_INTEGERS = ("?", "b", "B", "h", "H", "i", "I", "l", "L")
 
-needs_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
-]
 needs_emulator = pytest.mark.skipif(
     not _C.build_info()["cuda_emulator"], reason="needs a build with the CUDA emulator"
 )
@@ -39,7 +35,7 @@ Encoder = Callable[[Tensor], Any]
 @pytest.fixture(
     params=[
         "cpu",
-        pytest.param("cuda", marks=needs_gpu),
+        pytest.param("cuda", marks=pytest.mark.gpu),
         pytest.param("emulator", marks=needs_emulator),
     ]
 )
@@ -214,7 +210,7 @@ def test_few_large_masks_are_split_among_threads(shape: tuple[int, int, int]) ->
         assert torch.equal(rle_decode(expected), masks)
 
 
-@pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_decode_on_a_device(device: str) -> None:
     for shape in ((3, 97, 130), (1, 1, 333), (1, 333, 1), (2, 0, 5)):
         masks = blobs(*shape) if min(shape) else torch.zeros(shape, dtype=torch.bool)
