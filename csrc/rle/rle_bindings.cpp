@@ -1,41 +1,13 @@
 #include <pybind11/numpy.h>
 
 #include "bindings/array.h"
+#include "bindings/rles.h"
 #include "core/parallel.h"
 #include "rle/rle.h"
 #include "rle/rle_math.h"
 
 namespace fastseg {
 namespace {
-
-constexpr int64_t kTaskRuns =
-    1 << 14;  // some 50 us of strings: less is not worth a thread's wake-up
-
-bool fits(int64_t height, int64_t width) {
-  return height >= 0 && width >= 0 && (width == 0 || height <= kMaxMaskArea / width);
-}
-
-uint32_t checked_area(int64_t height, int64_t width) {
-  FASTSEG_CHECK(fits(height, width), "masks must be of fewer than 2^32 pixels, got height ", height,
-                " and width ", width);
-  return static_cast<uint32_t>(height * width);
-}
-
-py::dict make_rle(int64_t height, int64_t width, const std::string& counts) {
-  py::list size(2);
-  size[0] = height;
-  size[1] = width;
-  py::dict rle;
-  rle["size"] = std::move(size);
-  rle["counts"] = py::bytes(counts);
-  return rle;
-}
-
-py::list make_rles(int64_t height, int64_t width, const std::vector<std::string>& counts) {
-  py::list rles(counts.size());
-  for (size_t n = 0; n < counts.size(); ++n) rles[n] = make_rle(height, width, counts[n]);
-  return rles;
-}
 
 // [N, H, W] -> list of N RLEs; [H, W] -> one.
 py::object encode(const py::object& masks) {
@@ -128,7 +100,7 @@ py::list encode_toggles(const py::object& toggles, const py::object& ends, int64
   std::vector<std::string> counts(end_view.size[0]);
   {
     py::gil_scoped_release release;
-    const int64_t grain = kTaskRuns * end_view.size[0] / std::max<int64_t>(begin, 1);
+    const int64_t grain = kRunsPerTask * end_view.size[0] / std::max<int64_t>(begin, 1);
     parallel_for(end_view.size[0], grain, [&](int64_t first, int64_t last) {
       for (int64_t n = first; n < last; ++n) {
         const int64_t start = n == 0 ? 0 : *end_view.at<int64_t>(n - 1);
@@ -138,110 +110,6 @@ py::list encode_toggles(const py::object& toggles, const py::object& ends, int64
     });
   }
   return make_rles(height, width, counts);
-}
-
-// An RLE read from Python: where its string lies, then its toggles.
-struct Rle {
-  int64_t height, width;
-  uint32_t area;
-  const char* text = nullptr;  // null: counts were a list, toggles are set
-  int64_t text_size = 0;
-  std::vector<uint32_t> toggles;
-  int64_t total = 0;  // sum of the counts
-  std::string error;
-  py::object counts;  // keeps the string alive while other Python threads run
-
-  std::string size() const { return message("[", height, ", ", width, "]"); }
-};
-
-void read_count_list(const py::sequence& counts, size_t index, Rle* rle) {
-  const size_t size = counts.size();
-  for (size_t i = 0; i < size; ++i) {
-    const int64_t count = counts[i].cast<int64_t>();
-    FASTSEG_CHECK(count >= 0 && count <= kMaxMaskArea - rle->total, "rles[", index, "]: counts[", i,
-                  "] must be at least 0 and the sum less than 2^32, got ", count);
-    if (i > 0) rle->toggles.push_back(static_cast<uint32_t>(rle->total));
-    rle->total += count;
-  }
-}
-
-// dict[key] or null, borrowed; keys are interned once, as this is called for every RLE.
-PyObject* item(const py::dict& dict, PyObject* key) {
-  PyObject* value = PyDict_GetItemWithError(dict.ptr(), key);
-  if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
-Rle read_rle(py::handle object, size_t index) {
-  if (!py::isinstance<py::dict>(object)) {
-    throw py::type_error(message("rles[", index, "] must be a dict with 'size' and 'counts', got ",
-                                 Py_TYPE(object.ptr())->tp_name));
-  }
-  const auto dict = py::reinterpret_borrow<py::dict>(object);
-  static PyObject* const size_key = PyUnicode_InternFromString("size");
-  static PyObject* const counts_key = PyUnicode_InternFromString("counts");
-  const py::handle size = item(dict, size_key), counts = item(dict, counts_key);
-  FASTSEG_CHECK(size && counts, "rles[", index, "] must have the keys 'size' and 'counts', got ",
-                py::cast<std::string>(py::repr(py::list(dict))));
-  Rle rle;
-  rle.counts = py::reinterpret_borrow<py::object>(counts);
-  try {
-    const auto pair = size.cast<std::pair<int64_t, int64_t>>();
-    rle.height = pair.first;
-    rle.width = pair.second;
-  } catch (const py::cast_error&) {
-    FASTSEG_CHECK(false, "rles[", index, "]: size must be [height, width], got ",
-                  py::cast<std::string>(py::repr(size)));
-  }
-  FASTSEG_CHECK(fits(rle.height, rle.width), "rles[", index,
-                "]: size must be of fewer than 2^32 pixels, got ", rle.size());
-  rle.area = static_cast<uint32_t>(rle.height * rle.width);
-  if (PyBytes_Check(counts.ptr())) {
-    rle.text = PyBytes_AS_STRING(counts.ptr());
-    rle.text_size = PyBytes_GET_SIZE(counts.ptr());
-  } else if (PyUnicode_Check(counts.ptr())) {
-    Py_ssize_t length = 0;
-    rle.text = PyUnicode_AsUTF8AndSize(counts.ptr(), &length);
-    if (rle.text == nullptr) throw py::error_already_set();
-    rle.text_size = length;
-  } else if (py::isinstance<py::sequence>(counts)) {
-    try {
-      read_count_list(py::reinterpret_borrow<py::sequence>(counts), index, &rle);
-    } catch (const py::cast_error&) {
-      throw py::type_error(message("rles[", index, "]: counts must hold integers"));
-    }
-  } else {
-    throw py::type_error(message("rles[", index,
-                                 "]: counts must be bytes, str or a list of ints, got ",
-                                 Py_TYPE(counts.ptr())->tp_name));
-  }
-  return rle;
-}
-
-std::vector<Rle> read_rles(const py::sequence& objects, bool complete) {
-  std::vector<Rle> rles;
-  rles.reserve(objects.size());
-  for (py::handle object : objects) rles.push_back(read_rle(object, rles.size()));
-  int64_t text_size = 1;
-  for (const Rle& rle : rles) text_size += rle.text_size;
-  {
-    py::gil_scoped_release release;
-    parallel_for(rles.size(), kTaskRuns * rles.size() / text_size, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        Rle& rle = rles[n];
-        if (rle.text == nullptr) continue;
-        rle.error = read_counts(rle.text, rle.text_size, &rle.toggles, &rle.total);
-      }
-    });
-  }
-  for (size_t n = 0; n < rles.size(); ++n) {
-    const Rle& rle = rles[n];
-    FASTSEG_CHECK(rle.error.empty(), "rles[", n, "]: counts ", rle.error);
-    FASTSEG_CHECK(rle.total <= rle.area && (!complete || rle.total == rle.area), "rles[", n,
-                  "]: counts sum to ", rle.total, ", but size ", rle.size(), " has ", rle.area,
-                  " pixels");
-  }
-  return rles;
 }
 
 // RLEs of one size -> (height, width, toggles [T] uint32, offsets [N + 1] int64).
@@ -285,12 +153,7 @@ py::array_t<uint32_t> area(const py::sequence& objects) {
   const std::vector<Rle> rles = read_rles(objects, false);
   py::array_t<uint32_t> areas(rles.size());
   for (size_t n = 0; n < rles.size(); ++n) {
-    const std::vector<uint32_t>& toggles = rles[n].toggles;
-    int64_t sum = 0;
-    for (size_t i = 0; i < toggles.size(); i += 2) {
-      sum += (i + 1 < toggles.size() ? toggles[i + 1] : rles[n].total) - toggles[i];
-    }
-    areas.mutable_data()[n] = static_cast<uint32_t>(sum);
+    areas.mutable_data()[n] = static_cast<uint32_t>(area_of(rles[n].runs()));
   }
   return areas;
 }
@@ -300,25 +163,12 @@ py::array_t<double> to_bbox(const py::sequence& objects) {
   const std::vector<Rle> rles = read_rles(objects, false);
   py::array_t<double> boxes({static_cast<py::ssize_t>(rles.size()), py::ssize_t{4}});
   for (size_t n = 0; n < rles.size(); ++n) {
-    const Rle& rle = rles[n];
-    int64_t left = rle.width, top = rle.height, right = 0, bottom = 0;
-    for (size_t i = 0; i < rle.toggles.size(); i += 2) {
-      const int64_t begin = rle.toggles[i];
-      const int64_t end = i + 1 < rle.toggles.size() ? rle.toggles[i + 1] : rle.total;
-      if (begin == end) continue;
-      const int64_t first = begin / rle.height, last = (end - 1) / rle.height;
-      const bool one_column = first == last;
-      left = std::min(left, first);
-      right = std::max(right, last + 1);
-      top = std::min(top, one_column ? begin - first * rle.height : 0);
-      bottom = std::max(bottom, one_column ? end - first * rle.height : rle.height);
-    }
+    const PixelBox found = box_of(rles[n].runs(), rles[n].height);
     double* box = boxes.mutable_data(n, 0);
-    const bool empty = right == 0;
-    box[0] = empty ? 0 : left;
-    box[1] = empty ? 0 : top;
-    box[2] = empty ? 0 : right - left;
-    box[3] = empty ? 0 : bottom - top;
+    box[0] = static_cast<double>(found.x0);
+    box[1] = static_cast<double>(found.y0);
+    box[2] = static_cast<double>(found.x1 - found.x0);
+    box[3] = static_cast<double>(found.y1 - found.y0);
   }
   return boxes;
 }
