@@ -16,10 +16,11 @@ CPP = sorted(
     for ending in ("h", "cpp", "cu", "cuh")
     for path in (ROOT / tree).rglob(f"*.{ending}")
 )
+CPU_ONLY = ("evaluation",)  # folders of csrc without CUDA kernels, torch ops and references
 OPS = sorted(
     path.name
     for path in (ROOT / "csrc").iterdir()
-    if path.is_dir() and path.name not in ("core", "bindings")
+    if path.is_dir() and path.name not in ("core", "bindings", *CPU_ONLY)
 )
 MAX_LINES = {".py": 450, ".h": 600, ".cpp": 600, ".cu": 600, ".cuh": 600}
 MAX_COLUMNS = 100
@@ -53,6 +54,13 @@ def test_op_has_its_companions(op):
         f"benchmarks/{op}.py",
     ]
     assert [name for name in expected if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("folder", CPU_ONLY)
+def test_cpu_only_folder_has_its_companions(folder):
+    missing = [tree for tree in ("fastseg", "tests") if not (ROOT / tree / folder).is_dir()]
+    assert missing == []
+    assert list((ROOT / "csrc" / folder).glob("*.cu*")) == []
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -153,7 +161,7 @@ def test_docstring_names_every_parameter(name, function):
 @pytest.mark.skipif(
     "FASTSEG_TEST_EXTENSION" in os.environ, reason="a new process imports the installed extension"
 )
-@pytest.mark.parametrize("module", ["fastseg", "fastseg.mask"])
+@pytest.mark.parametrize("module", ["fastseg", "fastseg.mask", "fastseg.evaluation"])
 def test_imports_without_torch(module, run_python):
     code = f"import sys; import {module}; sys.exit('torch' in sys.modules)"
     run = run_python("-c", code)
