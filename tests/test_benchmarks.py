@@ -121,7 +121,7 @@ def test_cuda_timing(monkeypatch):
         assert replay["fast"].median == pytest.approx(1e-3)
 
 
-def run_fake_case(**providers) -> dict[str, Row]:
+def run_fake_case(seconds: float = 0, **providers) -> dict[str, Row]:
     setting = Setting(torch.device("cpu"), torch.float32, quick=True)
     case = Case("fake", {name: lambda run=run: run for name, run in providers.items()}, 8)
     rows = run_case(
@@ -129,7 +129,7 @@ def run_fake_case(**providers) -> dict[str, Row]:
         case,
         setting,
         against=None,
-        seconds=0,
+        seconds=seconds,
         ceilings=Ceilings(setting, copy=1e9),
     )
     return {row.provider: row for row in rows}
@@ -154,7 +154,7 @@ def test_failures_are_reported_and_do_not_stop_the_run():
     rows = run_fake_case(fastseg=lambda: torch.ones(3), broken=fail)
     assert rows["broken"].status == "failed" and not rows["broken"].failed
     assert "not for this dtype" in rows["broken"].reason
-    rows = run_fake_case(fastseg=fail, peer=lambda: torch.ones(3))
+    rows = run_fake_case(fastseg=fail, peer=lambda: torch.ones(3), seconds=0.01)
     assert rows["fastseg"].failed and rows["peer"].status == "not compared"
 
 

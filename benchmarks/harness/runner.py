@@ -127,6 +127,8 @@ def run_case(
     }
     with _gradient_mode(case):
         runs = _prepare(case, rows)
+        if not runs:  # ours failed, and there is nothing to compare with it
+            return list(rows.values())
         if setting.device.type == "cpu":
             for name, (wall, cpu) in timing.time_cpu(runs, seconds).items():
                 rows[name].wall, rows[name].cpu = wall, cpu
