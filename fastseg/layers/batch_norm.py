@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeGuard, cast
 
 import torch
@@ -124,3 +124,25 @@ class ConvNorm(nn.Sequential):
         conv = cast(nn.Conv2d, self[0])
         x = conv(x) if len(self) == 1 else conv_norm(x, conv, self[1])
         return F.relu_(x) if self.relu else x
+
+
+def conv_norm_layers(
+    in_channels: int, conv_channels: Sequence[int], norm_layer: NormLayer | None
+) -> list[ConvNorm]:
+    """3x3 convolutions with normalisation and ReLU, one after the other.
+
+    Args:
+        in_channels: channels of the first one's input.
+        conv_channels: channels of each one's output.
+        norm_layer: see `ConvNorm`.
+    """
+    return [
+        ConvNorm(
+            in_channels=channels_in,
+            out_channels=channels,
+            kernel_size=3,
+            norm_layer=norm_layer,
+            relu=True,
+        )
+        for channels_in, channels in zip((in_channels, *conv_channels), conv_channels, strict=False)
+    ]

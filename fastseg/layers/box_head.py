@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastseg.layers.batch_norm import ConvNorm, NormLayer
+from fastseg.layers.batch_norm import NormLayer, conv_norm_layers
 
 
 class TwoMLPHead(nn.Module):
@@ -56,20 +56,9 @@ class ConvFCHead(nn.Sequential):
         fc_features: Sequence[int] = (1024,),
         norm_layer: NormLayer | None = nn.BatchNorm2d,
     ) -> None:
-        layers: list[nn.Module] = []
-        for channels in conv_channels:
-            layers.append(
-                ConvNorm(
-                    in_channels=in_channels,
-                    out_channels=channels,
-                    kernel_size=3,
-                    norm_layer=norm_layer,
-                    relu=True,
-                )
-            )
-            in_channels = channels
-        layers.append(nn.Flatten())
-        features = in_channels * resolution**2
+        convolutions = conv_norm_layers(in_channels, conv_channels, norm_layer)
+        layers: list[nn.Module] = [*convolutions, nn.Flatten()]
+        features = (in_channels, *conv_channels)[-1] * resolution**2
         for width in fc_features:
             layers += [nn.Linear(features, width), nn.ReLU(inplace=True)]
             features = width

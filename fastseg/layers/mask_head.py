@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastseg.layers.batch_norm import ConvNorm, NormLayer
+from fastseg.layers.batch_norm import NormLayer, conv_norm_layers
 
 
 class MaskHead(nn.Sequential):
@@ -29,20 +29,8 @@ class MaskHead(nn.Sequential):
         conv_channels: Sequence[int] = (256, 256, 256, 256),
         norm_layer: NormLayer | None = None,
     ) -> None:
-        layers = []
-        for channels in conv_channels:
-            layers.append(
-                ConvNorm(
-                    in_channels=in_channels,
-                    out_channels=channels,
-                    kernel_size=3,
-                    norm_layer=norm_layer,
-                    relu=True,
-                )
-            )
-            in_channels = channels
-        super().__init__(*layers)
-        self.out_channels = in_channels
+        super().__init__(*conv_norm_layers(in_channels, conv_channels, norm_layer))
+        self.out_channels = (in_channels, *conv_channels)[-1]
 
 
 class MaskPredictor(nn.Module):
