@@ -19,9 +19,9 @@ namespace {
 
 constexpr int64_t kRowBlock = 256;  // rows of one mask that a thread fills at a time
 
-PasteBlend paste_blend(PasteMode mode, const PasteBox& box) {
-  if (mode == PasteMode::detectron2) return PasteBlend::west_first;
-  return box.y.size + box.x.size > 128 ? PasteBlend::separable : PasteBlend::east_first;
+Blend paste_blend(PasteMode mode, const PasteBox& box) {
+  if (mode == PasteMode::detectron2) return Blend::west_first;
+  return cpu_interpolate_blend(box.y.size, box.x.size);
 }
 
 // Computes rows of one pasted mask, best from top to bottom.
@@ -44,7 +44,7 @@ class PastedMask {
     low_weight_.resize(columns_);
     high_weight_.resize(columns_);
     for (int64_t i = 0; i < columns_; ++i) {
-      const PasteTap tap = paste_tap(params_.mode, box_.x, begin + i);
+      const Tap tap = paste_tap(params_.mode, box_.x, begin + i);
       low_[i] = tap.low;
       high_[i] = tap.high;
       low_weight_[i] = tap.low_weight;
@@ -56,16 +56,16 @@ class PastedMask {
   // Writes convert(value) for the columns of row y of the image, y in [box().y.begin, end).
   template <class Out, class Convert>
   void paint(int64_t y, Out* __restrict out, Convert convert) {
-    const PasteTap tap = paste_tap(params_.mode, box_.y, y);
+    const Tap tap = paste_tap(params_.mode, box_.y, y);
     const Line& north = line(tap.low);
     const Line& south = line(tap.high);
     switch (blend_) {
-      case PasteBlend::separable:
+      case Blend::separable:
         return paint_separable(tap, north.west.data(), south.west.data(), out, convert);
-      case PasteBlend::east_first:
-        return paint_four<PasteBlend::east_first>(tap, north, south, out, convert);
-      case PasteBlend::west_first:
-        return paint_four<PasteBlend::west_first>(tap, north, south, out, convert);
+      case Blend::east_first:
+        return paint_four<Blend::east_first>(tap, north, south, out, convert);
+      case Blend::west_first:
+        return paint_four<Blend::west_first>(tap, north, south, out, convert);
     }
   }
 
@@ -100,7 +100,7 @@ class PastedMask {
     const int* __restrict low = low_.data();
     const int* __restrict high = high_.data();
     float* __restrict west = line.west.data();
-    if (blend_ == PasteBlend::separable) {
+    if (blend_ == Blend::separable) {
       const float* __restrict low_weight = low_weight_.data();
       const float* __restrict high_weight = high_weight_.data();
       for (int64_t i = 0; i < columns_; ++i) {
@@ -118,16 +118,16 @@ class PastedMask {
   }
 
   template <class Out, class Convert>
-  void paint_separable(const PasteTap& tap, const float* north, const float* south,
-                       Out* __restrict out, Convert convert) const {
+  void paint_separable(const Tap& tap, const float* north, const float* south, Out* __restrict out,
+                       Convert convert) const {
     const float north_weight = tap.low_weight, south_weight = tap.high_weight;
     for (int64_t i = 0; i < columns_; ++i) {
       out[i] = convert(blend_pair(north[i], north_weight, south[i], south_weight));
     }
   }
 
-  template <PasteBlend kBlend, class Out, class Convert>
-  void paint_four(const PasteTap& tap, const Line& north, const Line& south, Out* __restrict out,
+  template <Blend kBlend, class Out, class Convert>
+  void paint_four(const Tap& tap, const Line& north, const Line& south, Out* __restrict out,
                   Convert convert) const {
     const float* low_weight = low_weight_.data();
     const float* high_weight = high_weight_.data();
@@ -141,7 +141,7 @@ class PastedMask {
 
   const PasteMasksParams& params_;
   PasteBox box_;
-  PasteBlend blend_;
+  Blend blend_;
   int64_t columns_ = 0;
   std::vector<float> cells_;  // the mask with its border
   std::vector<int> low_, high_;

@@ -23,7 +23,7 @@ struct Probability {
 
 // One column of a pasted mask; rows are best asked for from top to bottom.
 struct MaskColumn {
-  PasteTap x;
+  Tap x;
   int north_row = -1, south_row = -1;
   float north[2], south[2];  // the cells west and east, or their mean for a separable blend
 
@@ -32,7 +32,7 @@ struct MaskColumn {
     north_row = south_row = -1;
   }
 
-  __device__ float value(const PasteMasksParams& p, int64_t n, const PasteTap& y) {
+  __device__ float value(const PasteMasksParams& p, int64_t n, const Tap& y) {
     if (y.low != north_row) {
       if (y.low == south_row) {
         north[0] = south[0];
@@ -49,7 +49,7 @@ struct MaskColumn {
     if (p.mode == PasteMode::torchvision) {
       return blend_pair(north[0], y.low_weight, south[0], y.high_weight);
     }
-    return blend_four(PasteBlend::west_first, y, x.low_weight, x.high_weight, north[0], north[1],
+    return blend_four(Blend::west_first, y, x.low_weight, x.high_weight, north[0], north[1],
                       south[0], south[1]);
   }
 
@@ -75,7 +75,7 @@ struct MaskColumn {
   }
 };
 
-__device__ PasteTap shuffle(const PasteTap& tap, int lane) {
+__device__ Tap shuffle(const Tap& tap, int lane) {
   return {__shfl_sync(kFullMask, tap.low, lane), __shfl_sync(kFullMask, tap.high, lane),
           __shfl_sync(kFullMask, tap.low_weight, lane),
           __shfl_sync(kFullMask, tap.high_weight, lane)};
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     for (int r = 0; r < rows; ++r) store_columns(p, n, top + r, left, values, aligned);
     return;
   }
-  const PasteTap own_row = paste_tap(p.mode, box.y, top + lane_id());
+  const Tap own_row = paste_tap(p.mode, box.y, top + lane_id());
   MaskColumn columns[kColumns];
   bool inside[kColumns];
 #pragma unroll
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     if (inside[i]) columns[i].start(p, box, left + i);
   }
   for (int r = 0; r < rows; ++r) {
-    const PasteTap row = shuffle(own_row, r);
+    const Tap row = shuffle(own_row, r);
     const bool inside_row = within(box.y, top + r);
     Vec<Out, kColumns> values;
 #pragma unroll
@@ -185,10 +185,10 @@ __device__ void walk(const PasteMasksParams& p, int64_t n, const PasteBox& box, 
   MaskColumn column;
   column.start(p, box, x);
   for (int64_t first = top; first < bottom; first += kWarpSize) {
-    const PasteTap own_row = paste_tap(p.mode, box.y, first + lane_id());
+    const Tap own_row = paste_tap(p.mode, box.y, first + lane_id());
     const int rows = static_cast<int>(bottom - first < kWarpSize ? bottom - first : kWarpSize);
     for (int r = 0; r < rows; ++r) {
-      const PasteTap row = shuffle(own_row, r);
+      const Tap row = shuffle(own_row, r);
       if (!active) continue;
       const bool current = inside_columns && within(box.y, first + r)
                                ? inside(column.value(p, n, row))

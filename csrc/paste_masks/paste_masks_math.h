@@ -1,15 +1,12 @@
 // Where a pixel of the image lies in a mask: the arithmetic that CPU and CUDA share.
 //
-// Results equal the peers' bit for bit, so every operation is in the order of torch's kernels
-// (F.interpolate and F.grid_sample) and fused where those are compiled to fuse: multiply_add()
-// fuses where the target has the instruction, as torch's CPU kernels do for the same target and
-// its CUDA kernels always. One difference between torch's own CPU and CUDA kernels is kept:
-// PasteBlend::east_first. Masks are addressed with a border of zeros: cell (r, c) of the mask is
-// (r + 1, c + 1) here.
+// Results equal the peers' bit for bit: core/bilinear.h has the order of torch's operations. Masks
+// are addressed with a border of zeros: cell (r, c) of the mask is (r + 1, c + 1) here.
 #pragma once
 
 #include <cmath>
 
+#include "core/bilinear.h"
 #include "paste_masks/paste_masks.h"
 
 namespace fastseg {
@@ -88,31 +85,7 @@ FASTSEG_HD PasteBox paste_box(const PasteMasksParams& p, int64_t n) {
   return result;
 }
 
-// The two cells (border included) that a pixel lies between along one axis.
-struct PasteTap {
-  int low, high;
-  float low_weight, high_weight;
-};
-
-FASTSEG_HD PasteTap torchvision_tap(const PasteAxis& axis, int64_t pixel) {
-  const int64_t offset = pixel - axis.first;
-  if (axis.size == axis.cells) {
-    return {static_cast<int>(offset), static_cast<int>(offset), 1.0f, 0.0f};
-  }
-  const float scale = static_cast<float>(axis.cells) / static_cast<float>(axis.size);
-  float position = multiply_add(scale, static_cast<float>(offset) + 0.5f, -0.5f);
-  position = position < 0.0f ? 0.0f : position;
-  PasteTap tap;
-  tap.low =
-      position < static_cast<float>(axis.cells - 1) ? static_cast<int>(position) : axis.cells - 1;
-  tap.high = tap.low + (tap.low < axis.cells - 1);
-  const float fraction = position - static_cast<float>(tap.low);
-  tap.high_weight = fraction < 1.0f ? fraction : 1.0f;
-  tap.low_weight = 1.0f - tap.high_weight;
-  return tap;
-}
-
-FASTSEG_HD PasteTap detectron2_tap(const PasteAxis& axis, int64_t pixel) {
+FASTSEG_HD Tap detectron2_tap(const PasteAxis& axis, int64_t pixel) {
   const int mask_size = axis.cells - 2;
   const float centre = static_cast<float>(pixel) + 0.5f;
   const float grid = (centre - axis.low) / axis.length * 2.0f - 1.0f;
@@ -120,7 +93,7 @@ FASTSEG_HD PasteTap detectron2_tap(const PasteAxis& axis, int64_t pixel) {
   const float position = multiply_add(grid + 1.0f, half_size, -0.5f);
   if (!(position > -1.0f && position < static_cast<float>(mask_size))) return {0, 0, 0.0f, 0.0f};
   const float cell = std::floor(position);
-  PasteTap tap;
+  Tap tap;
   tap.low = static_cast<int>(cell) + 1;
   tap.high = tap.low + 1;
   tap.high_weight = position - cell;
@@ -128,31 +101,10 @@ FASTSEG_HD PasteTap detectron2_tap(const PasteAxis& axis, int64_t pixel) {
   return tap;
 }
 
-FASTSEG_HD PasteTap paste_tap(PasteMode mode, const PasteAxis& axis, int64_t pixel) {
-  return mode == PasteMode::torchvision ? torchvision_tap(axis, pixel)
+// Cells are counted with the border.
+FASTSEG_HD Tap paste_tap(PasteMode mode, const PasteAxis& axis, int64_t pixel) {
+  return mode == PasteMode::torchvision ? stretched_tap(pixel - axis.first, axis.size, axis.cells)
                                         : detectron2_tap(axis, pixel);
-}
-
-// The order in which the four cells around a pixel are summed.
-enum class PasteBlend {
-  separable,   // F.interpolate: along rows, then along columns
-  east_first,  // F.interpolate on the CPU to height + width <= 128: four products, north-east first
-  west_first,  // F.grid_sample: four products, north-west first
-};
-
-FASTSEG_HD float blend_pair(float low, float low_weight, float high, float high_weight) {
-  return multiply_add(low, low_weight, high * high_weight);
-}
-
-FASTSEG_HD float blend_four(PasteBlend blend, const PasteTap& y, float x_low_weight,
-                            float x_high_weight, float north_west, float north_east,
-                            float south_west, float south_east) {
-  const float west = y.low_weight * x_low_weight, east = y.low_weight * x_high_weight;
-  const float north = blend == PasteBlend::east_first
-                          ? multiply_add(north_west, west, north_east * east)
-                          : multiply_add(north_east, east, north_west * west);
-  const float north_and_west = multiply_add(south_west, y.high_weight * x_low_weight, north);
-  return multiply_add(south_east, y.high_weight * x_high_weight, north_and_west);
 }
 
 // Which values are inside the mask.
