@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastseg import _C
 
-__all__ = ["area", "decode", "encode", "toBbox"]
+__all__ = ["area", "boundary", "decode", "encode", "toBbox"]
 
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes | str | list[int]}
 
@@ -88,6 +88,35 @@ def toBbox(rleObjs: Sequence[RLE] | RLE) -> NDArray[np.float64]:
     """
     boxes = _C.rle_to_bbox(_as_list(rleObjs))
     return boxes[0] if isinstance(rleObjs, dict) else boxes
+
+
+def boundary(
+    rles: Sequence[RLE] | RLE, dilation_ratio: float = 0.02, dilation: int | None = None
+) -> Any:
+    """Takes the inner boundary of masks: their pixels close to a pixel outside.
+
+    A pixel is part of it when a pixel at most `dilation` rows and columns away lies outside the
+    mask or the image. This is `mask - erode(mask)` with a 3 x 3 square `dilation` times.
+
+    Source: Cheng et al., "Boundary IoU", CVPR 2021; the pixels are those of its code.
+
+    Args:
+        rles: one RLE or a list of N, of any sizes.
+        dilation_ratio: the dilation as a share of the image's diagonal, from 0 to 1; the product is
+            rounded half to even and at least 1. Cityscapes uses 0.005.
+        dilation: in pixels, instead of the ratio.
+
+    Returns:
+        One RLE for each.
+
+    Raises:
+        ValueError: a string is malformed, counts do not sum to H * W, the ratio is outside 0 to 1
+            or the dilation below 1.
+    """
+    if dilation is not None and dilation < 1:
+        raise ValueError(f"dilation must be from 1 to 2^32 - 1 pixels, got {dilation}")
+    boundaries = _C.rle_boundary(_as_list(rles), dilation_ratio, dilation or 0)
+    return boundaries[0] if isinstance(rles, dict) else boundaries
 
 
 def _as_list(rles: Sequence[RLE] | RLE) -> Sequence[RLE]:

@@ -12,6 +12,7 @@ namespace fastseg {
 void bind_nms(py::module_& module);
 void bind_paste_masks(py::module_& module);
 void bind_rle(py::module_& module);
+void bind_rle_shapes(py::module_& module);
 void bind_roi_align(py::module_& module);
 
 namespace {
@@ -59,5 +60,6 @@ PYBIND11_MODULE(_C, module) {
   fastseg::bind_nms(module);
   fastseg::bind_paste_masks(module);
   fastseg::bind_rle(module);
+  fastseg::bind_rle_shapes(module);
   fastseg::bind_roi_align(module);
 }

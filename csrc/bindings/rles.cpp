@@ -1,8 +1,5 @@
 #include "bindings/rles.h"
 
-#include "core/parallel.h"
-#include "rle/rle_math.h"
-
 namespace fastseg {
 namespace {
 
@@ -108,6 +105,12 @@ std::vector<Rle> read_rles(const py::sequence& objects, bool complete, const cha
                   " pixels");
   }
   return rles;
+}
+
+int64_t rles_per_task(const std::vector<Rle>& rles) {
+  int64_t runs = 1;
+  for (const Rle& rle : rles) runs += rle.toggles.size();
+  return kRunsPerTask * static_cast<int64_t>(rles.size()) / runs;
 }
 
 py::dict make_rle(int64_t height, int64_t width, const std::string& counts) {

@@ -1,5 +1,6 @@
 """The ops in plain torch, slow and written like their formulas: the definition of each op."""
 
+from fastseg.reference import mask
 from fastseg.reference.nms import batched_nms, nms
 from fastseg.reference.paste_masks import paste_masks
 from fastseg.reference.rle import rle_decode, rle_encode
@@ -7,6 +8,7 @@ from fastseg.reference.roi_align import multi_scale_roi_align, roi_align
 
 __all__ = [
     "batched_nms",
+    "mask",
     "multi_scale_roi_align",
     "nms",
     "paste_masks",
