@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+
+#include "core/types.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -45,6 +48,36 @@ inline uint64_t pack_bits(const uint8_t* bytes) {
   }
   return bits;
 #endif
+}
+
+// Bit i of the result is inside(pixels[i * stride]); `count` <= 64 pixels, the other bits are 0.
+template <class T, class Inside>
+inline uint64_t load_bits(const T* pixels, int64_t stride, int64_t count, const Inside& inside) {
+  alignas(64) uint8_t bytes[64];
+  if (stride == 1 && count == 64) {
+    if (std::is_same<Inside, NonZero>::value && sizeof(T) == 1) {
+      return pack_bits(reinterpret_cast<const uint8_t*>(pixels));
+    }
+    for (int i = 0; i < 64; ++i) bytes[i] = inside(pixels[i]);
+    return pack_bits(bytes);
+  }
+  memset(bytes, 0, sizeof(bytes));
+  for (int64_t i = 0; i < count; ++i) bytes[i] = inside(pixels[i * stride]);
+  return pack_bits(bytes);
+}
+
+// Mirrors a square of 64 x 64 bits at its diagonal: bit c of words[r] becomes bit r of words[c].
+inline void transpose_bits(uint64_t* words) {
+  uint64_t mask = 0x00000000ffffffff;
+  for (int width = 32; width > 0; width /= 2, mask ^= mask << width) {
+    for (int block = 0; block < 64; block += 2 * width) {
+      for (int r = block; r < block + width; ++r) {
+        const uint64_t swapped = (words[r] >> width ^ words[r + width]) & mask;
+        words[r] ^= swapped << width;
+        words[r + width] ^= swapped;
+      }
+    }
+  }
 }
 
 // bytes[i] = bit i, as 0 or 1; writes 64 bytes.

@@ -73,6 +73,14 @@ struct bfloat16_t {
   FASTSEG_HD operator float() const { return bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 };
 
+// When a pixel of a boolean or integer mask is inside.
+struct NonZero {
+  template <class T>
+  FASTSEG_HD bool operator()(T pixel) const {
+    return pixel != 0;
+  }
+};
+
 // Accumulation is float32 for every type but float64.
 template <class T>
 struct Accumulate {

@@ -36,20 +36,6 @@ int64_t masks_per_task(int64_t height, int64_t width) {
   return std::max<int64_t>(kTaskPixels / std::max<int64_t>(height * width, 1), 1);
 }
 
-// `count` <= 64 pixels as bits.
-template <class T>
-inline uint64_t load_bits(const T* pixels, int64_t stride, int64_t count) {
-  alignas(64) uint8_t bytes[64];
-  if (stride == 1 && count == 64) {
-    if (sizeof(T) == 1) return pack_bits(reinterpret_cast<const uint8_t*>(pixels));
-    for (int i = 0; i < 64; ++i) bytes[i] = pixels[i] != 0;
-    return pack_bits(bytes);
-  }
-  memset(bytes, 0, sizeof(bytes));
-  for (int64_t i = 0; i < count; ++i) bytes[i] = pixels[i * stride] != 0;
-  return pack_bits(bytes);
-}
-
 // Appends the toggles of `length` pixels that follow each other from `position` on; the pixel
 // before them has the value `inside`. Returns the last pixel's value.
 template <class T>
@@ -57,7 +43,7 @@ bool scan_line(const T* pixels, int64_t stride, int64_t length, int64_t position
                std::vector<uint32_t>* toggles) {
   for (int64_t begin = 0; begin < length; begin += 64) {
     const int64_t count = std::min<int64_t>(64, length - begin);
-    const uint64_t bits = load_bits(pixels + begin * stride, stride, count);
+    const uint64_t bits = load_bits(pixels + begin * stride, stride, count, NonZero());
     uint64_t changed = bits ^ (bits << 1 | uint64_t(inside));
     inside = bits >> (count - 1) & 1;
     if (count < 64) changed &= (uint64_t(1) << count) - 1;
@@ -100,7 +86,7 @@ void scan_rows(const View<3>& masks, int64_t n, int64_t begin, int64_t end,
       const T* row = masks.at<T>(n, y, x);
       for (int64_t c = 0; c < columns; c += 64) {
         const int64_t count = std::min<int64_t>(64, columns - c);
-        transitions->add_word(y, c / 64, load_bits(row + c * stride, stride, count));
+        transitions->add_word(y, c / 64, load_bits(row + c * stride, stride, count, NonZero()));
       }
     }
     transitions->finish(height, toggles);

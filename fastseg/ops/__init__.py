@@ -1,16 +1,20 @@
 """The ops: functions on torch tensors, on the CPU and on CUDA."""
 
 from fastseg.ops.nms import batched_nms, nms
+from fastseg.ops.pack_masks import PackedMasks, pack_masks, unpack_masks
 from fastseg.ops.paste_masks import paste_masks
 from fastseg.ops.rle import rle_decode, rle_encode
 from fastseg.ops.roi_align import multi_scale_roi_align, roi_align
 
 __all__ = [
+    "PackedMasks",
     "batched_nms",
     "multi_scale_roi_align",
     "nms",
+    "pack_masks",
     "paste_masks",
     "rle_decode",
     "rle_encode",
     "roi_align",
+    "unpack_masks",
 ]

@@ -2,6 +2,7 @@
 
 from fastseg.reference import mask
 from fastseg.reference.nms import batched_nms, nms
+from fastseg.reference.pack_masks import pack_masks, unpack_masks
 from fastseg.reference.paste_masks import paste_masks
 from fastseg.reference.rle import rle_decode, rle_encode
 from fastseg.reference.roi_align import multi_scale_roi_align, roi_align
@@ -11,8 +12,10 @@ __all__ = [
     "mask",
     "multi_scale_roi_align",
     "nms",
+    "pack_masks",
     "paste_masks",
     "rle_decode",
     "rle_encode",
     "roi_align",
+    "unpack_masks",
 ]

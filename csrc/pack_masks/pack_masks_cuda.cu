@@ -1,0 +1,181 @@
+// Packing on CUDA. Where rows are contiguous, a warp takes 32 words at a time: each load is 32
+// pixels side by side and a ballot makes them half of the word that one lane keeps. Where columns
+// are, a lane takes a row and collects the 64 pixels of its word. Area and box of what a block saw
+// meet in shared memory, then in global memory by integer atomics, so their order does not matter.
+// The box is kept as maxima, its first sides counted from the far edge, so that zeros mean empty.
+#include "core/cuda.cuh"
+#include "pack_masks/pack_masks_math.h"
+
+namespace fastseg {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kGroupsPerWarp = 4;  // of 32 words
+
+using Word = unsigned long long;
+
+// Of pixels that a thread saw, then of a block's.
+struct Extent {
+  Word area = 0;
+  int left = 0, top = 0, right = 0, bottom = 0;  // width - x0, height - y0, x1, y1
+
+  __device__ void add(Word word, int64_t x, int64_t y, const View<3>& masks) {
+    if (word == 0) return;
+    const Max max;
+    area += __popcll(word);
+    left = max(left, int(masks.size[2] - x) - (__ffsll(int64_t(word)) - 1));
+    right = max(right, int(x) + 64 - __clzll(int64_t(word)));
+    top = max(top, int(masks.size[1] - y));
+    bottom = max(bottom, int(y) + 1);
+  }
+};
+
+// All threads of the block call it.
+__device__ void store_extent(const PackMasksParams& p, int64_t n, const Extent& own) {
+  __shared__ Word area_scratch[kWarpSize];
+  __shared__ int scratch[kWarpSize];
+  const Word area = block_reduce_sum(own.area, area_scratch);
+  const int sides[4] = {own.left, own.top, own.right, own.bottom};
+  int64_t* const box = p.boxes.at<int64_t>(n);
+  for (int side = 0; side < 4; ++side) {
+    const int value = block_reduce(sides[side], Max(), 0, scratch);
+    if (threadIdx.x == 0 && area > 0) {
+      atomicMax(reinterpret_cast<Word*>(box + side), Word(value));
+    }
+  }
+  if (threadIdx.x == 0 && area > 0) atomicAdd(p.areas.at<Word>(n), area);
+}
+
+__global__ void __launch_bounds__(kThreads) reset_kernel(PackMasksParams p) {
+  const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= p.words.size[0]) return;
+  *p.areas.at<int64_t>(n) = 0;
+  for (int side = 0; side < 4; ++side) *p.boxes.at<int64_t>(n, side) = 0;
+}
+
+__global__ void __launch_bounds__(kThreads) finish_kernel(PackMasksParams p) {
+  const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= p.words.size[0] || *p.areas.at<int64_t>(n) == 0) return;
+  int64_t* const box = p.boxes.at<int64_t>(n);
+  box[0] = p.masks.size[2] - box[0];
+  box[1] = p.masks.size[1] - box[1];
+}
+
+// A mask takes `blocks` blocks; the words of all its rows are counted through.
+template <class T, class Inside>
+__global__ void __launch_bounds__(kThreads)
+    pack_rows_kernel(PackMasksParams p, Inside inside, int64_t blocks) {
+  const int64_t n = blockIdx.x / blocks, width = p.masks.size[2], row_words = p.words.size[2];
+  const int64_t num_words = p.masks.size[1] * row_words;
+  const int64_t warp = blockIdx.x % blocks * kWarps + warp_id();
+  Extent extent;
+  for (int group = 0; group < kGroupsPerWarp; ++group) {
+    const int64_t first = (warp * kGroupsPerWarp + group) * kWarpSize;
+    if (first >= num_words) break;  // the whole warp
+    int64_t y = first / row_words, i = first % row_words;
+    Word word = 0;
+    int64_t own_y = 0, own_i = 0;
+#pragma unroll 8
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      const int64_t x = i * kWordPixels + lane_id();
+      const T* pixels = p.masks.at<const T>(n, y, x);
+      const bool exists = y < p.masks.size[1];
+      const bool low = exists && x < width && inside(*pixels);
+      const bool high =
+          exists && x + kWarpSize < width && inside(pixels[kWarpSize * p.masks.stride[2]]);
+      const Word both = Word(ballot(high)) << kWarpSize | ballot(low);
+      if (lane_id() == lane) {
+        word = both;
+        own_y = y;
+        own_i = i;
+      }
+      if (++i == row_words) {
+        i = 0;
+        ++y;
+      }
+    }
+    if (first + lane_id() >= num_words) continue;
+    *p.words.at<Word>(n, own_y, own_i) = word;
+    extent.add(word, own_i * kWordPixels, own_y, p.masks);
+  }
+  store_extent(p, n, extent);
+}
+
+// As above; a mask's warps are groups of 32 rows, then words of a row.
+template <class T, class Inside>
+__global__ void __launch_bounds__(kThreads)
+    pack_columns_kernel(PackMasksParams p, Inside inside, int64_t blocks) {
+  const int64_t n = blockIdx.x / blocks, height = p.masks.size[1], row_words = p.words.size[2];
+  const int64_t groups = ceil_div<int64_t>(height, kWarpSize);
+  const int64_t warp = blockIdx.x % blocks * kWarps + warp_id();
+  const int64_t y = warp % groups * kWarpSize + lane_id(), i = warp / groups;
+  Extent extent;
+  if (i < row_words && y < height) {
+    const int64_t x = i * kWordPixels, stride = p.masks.stride[2];
+    const int64_t left = p.masks.size[2] - x;
+    const int columns = left < kWordPixels ? int(left) : int(kWordPixels);
+    const T* pixels = p.masks.at<const T>(n, y, x);
+    Word word = 0;
+#pragma unroll 16
+    for (int c = 0; c < columns; ++c) word |= Word(inside(pixels[c * stride])) << c;
+    *p.words.at<Word>(n, y, i) = word;
+    extent.add(word, x, y, p.masks);
+  }
+  store_extent(p, n, extent);
+}
+
+// As pack_rows_kernel, backwards; one group a warp.
+__global__ void __launch_bounds__(kThreads) unpack_kernel(UnpackMasksParams p) {
+  const int64_t width = p.masks.size[2], row_words = p.words.size[2];
+  const int64_t rows = p.masks.size[0] * p.masks.size[1];  // all are contiguous
+  const int64_t first = (int64_t(blockIdx.x) * kWarps + warp_id()) * kWarpSize;
+  if (first >= rows * row_words) return;  // the whole warp
+  const int64_t own = first + lane_id();
+  const Word word = own < rows * row_words ? p.words.as<const Word>()[own] : 0;
+  int64_t row = first / row_words, i = first % row_words;
+#pragma unroll 8
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    const Word bits = __shfl_sync(kFullMask, word, lane);
+    const int64_t x = i * kWordPixels + lane_id();
+    if (row < rows) {
+      uint8_t* pixels = p.masks.as<uint8_t>() + row * width + x;
+      if (x < width) *pixels = uint8_t(bits >> lane_id() & 1u);
+      if (x + kWarpSize < width) pixels[kWarpSize] = uint8_t(bits >> (lane_id() + kWarpSize) & 1u);
+    }
+    if (++i == row_words) {
+      i = 0;
+      ++row;
+    }
+  }
+}
+
+}  // namespace
+
+void pack_masks_cuda(const PackMasksParams& params, cudaStream_t stream) {
+  const View<3>& masks = params.masks;
+  const dim3 per_mask = make_grid(ceil_div<int64_t>(masks.size[0], kThreads));
+  launch("pack_masks_reset", reset_kernel, per_mask, kThreads, 0, stream, params);
+  dispatch_inside(params, [&](auto zero, const auto& inside) {
+    using T = decltype(zero);
+    using Inside = std::decay_t<decltype(inside)>;
+    const int64_t row_words = params.words.size[2];
+    const bool by_columns = masks.stride[1] == 1 && masks.stride[2] != 1;
+    const int64_t blocks =
+        by_columns
+            ? ceil_div<int64_t>(ceil_div<int64_t>(masks.size[1], kWarpSize) * row_words, kWarps)
+            : ceil_div<int64_t>(masks.size[1] * row_words, kGroupsPerWarp * kThreads);
+    const auto kernel = by_columns ? pack_columns_kernel<T, Inside> : pack_rows_kernel<T, Inside>;
+    launch("pack_masks", kernel, make_grid(blocks * masks.size[0]), kThreads, 0, stream, params,
+           inside, blocks);
+  });
+  launch("pack_masks_finish", finish_kernel, per_mask, kThreads, 0, stream, params);
+}
+
+void unpack_masks_cuda(const UnpackMasksParams& params, cudaStream_t stream) {
+  if (params.masks.numel() == 0) return;
+  launch("unpack_masks", unpack_kernel,
+         make_grid(ceil_div<int64_t>(params.words.numel(), kThreads)), kThreads, 0, stream, params);
+}
+
+}  // namespace fastseg
