@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from PIL import Image
 
-from fastseg.instances import Instances
+if TYPE_CHECKING:
+    from fastseg.instances import Instances
 
 _NO_CLASS = ("background", "__background__", "N/A")  # placeholders in lists indexed by label
 

@@ -41,7 +41,7 @@ void check_wrapped(const Array& array, int64_t label) {
 
 // Two label maps -> (labels of the first, labels of the second, pixels), each [P] int64.
 py::tuple label_pairs(const py::object& first, const py::object& second) {
-  const Array first_array(first, "first"), second_array(second, "second");
+  const Array first_array(first, "ground_truth"), second_array(second, "prediction");
   std::vector<LabelPair> pairs;
   LabelPairsParams params;
   params.first = label_map(first_array);
@@ -49,8 +49,8 @@ py::tuple label_pairs(const py::object& first, const py::object& second) {
   params.pairs = &pairs;
   FASTSEG_CHECK(params.first.size[0] == params.second.size[0] &&
                     params.first.size[1] == params.second.size[1],
-                "first and second must be of one size, got ", first_array.shape(), " and ",
-                second_array.shape());
+                "ground_truth and prediction must be of one size, got ", first_array.shape(),
+                " and ", second_array.shape());
   {
     py::gil_scoped_release release;
     label_pairs_cpu(params);
@@ -70,7 +70,7 @@ py::tuple label_pairs(const py::object& first, const py::object& second) {
 }  // namespace
 
 void bind_label_pairs(py::module_& module) {
-  module.def("label_pairs", &label_pairs, py::arg("first"), py::arg("second"));
+  module.def("label_pairs", &label_pairs, py::arg("ground_truth"), py::arg("prediction"));
 }
 
 }  // namespace fastseg

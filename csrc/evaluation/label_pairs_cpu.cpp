@@ -1,9 +1,10 @@
 // Label pairs on the CPU, in one pass over both maps. Neighbours mostly have the same labels, so
-// pixels are first compared with the ones before them, 32 at a time, and a hash table sees one
-// entry per run of equal pairs. Threads take blocks of rows.
+// pixels are first compared with the ones before them, 64 at a time, and the hash table is asked
+// once per run of equal pairs. Threads take blocks of rows.
 #include <algorithm>
 #include <mutex>
 
+#include "core/bits.h"
 #include "core/cpu_dispatch.h"
 #include "core/dispatch.h"
 #include "core/parallel.h"
@@ -14,7 +15,6 @@ namespace FASTSEG_ISA {
 namespace {
 
 constexpr int64_t kTaskPixels = 1 << 20;  // 100 us and more: less is not worth a thread's wake-up
-constexpr int64_t kBlock = 32;            // pixels compared at once
 
 // Open addressing with linear probing; a slot without pixels is free.
 class PairTable {
@@ -30,22 +30,10 @@ class PairTable {
     if (2 * used_ > slots_.size()) grow();
   }
 
-  void add(const PairTable& other) {
-    for (const LabelPair& pair : other.slots_) {
-      if (pair.pixels != 0) add(pair.first, pair.second, pair.pixels);
-    }
-  }
-
-  std::vector<LabelPair> sorted() const {
-    std::vector<LabelPair> pairs;
-    pairs.reserve(used_);
+  void append_to(std::vector<LabelPair>* pairs) const {
     for (const LabelPair& pair : slots_) {
-      if (pair.pixels != 0) pairs.push_back(pair);
+      if (pair.pixels != 0) pairs->push_back(pair);
     }
-    std::sort(pairs.begin(), pairs.end(), [](const LabelPair& a, const LabelPair& b) {
-      return a.first != b.first ? a.first < b.first : a.second < b.second;
-    });
-    return pairs;
   }
 
  private:
@@ -100,19 +88,24 @@ class Rows {
     return pixel[0] + 256 * pixel[1] + 65536 * pixel[2];
   }
 
-  bool changes(int64_t x) const {
+  // Bit i tells whether pixel x + i differs from the one before it; x is at least 1.
+  uint64_t changes(int64_t x, int64_t count) const {
+    alignas(64) uint8_t differs[64 * C];
+    if (count < 64) memset(differs, 0, sizeof(differs));
     const T* pixel = row_ + x * C;
-    bool differs = false;
-    for (int c = 0; c < C; ++c) differs |= pixel[c] != pixel[c - C];
-    return differs;
-  }
-
-  // Whether any of the kBlock pixels from x on differs from the one before it.
-  bool block_changes(int64_t x) const {
-    const T* pixel = row_ + x * C;
-    T difference = 0;
-    for (int64_t i = 0; i < kBlock * C; ++i) difference |= pixel[i] ^ pixel[i - C];
-    return difference != 0;
+    if (count == 64) {
+      for (int64_t i = 0; i < 64 * C; ++i) differs[i] = pixel[i] != pixel[i - C];
+    } else {
+      for (int64_t i = 0; i < count * C; ++i) differs[i] = pixel[i] != pixel[i - C];
+    }
+    if constexpr (C == 1) return pack_bits(differs);
+    uint64_t changed = 0;
+    for (int64_t word = 0; word < C; ++word) {
+      for (uint64_t bits = pack_bits(differs + 64 * word); bits != 0; bits &= bits - 1) {
+        changed |= uint64_t(1) << (64 * word + __builtin_ctzll(bits)) / C;
+      }
+    }
+    return changed;
   }
 
  private:
@@ -129,24 +122,37 @@ void count_row(const First& first, const Second& second, int64_t width, PairTabl
     table->add(first.label(begin), second.label(begin), end - begin);
     begin = end;
   };
-  for (int64_t x = 1; x < width;) {
-    const int64_t end = std::min(x + kBlock, width);
-    if (end - x == kBlock && !first.block_changes(x) && !second.block_changes(x)) {
-      x = end;
-      continue;
-    }
-    for (; x < end; ++x) {
-      if (first.changes(x) || second.changes(x)) end_run(x);
-    }
+  for (int64_t x = 1; x < width; x += 64) {
+    const int64_t count = std::min<int64_t>(64, width - x);
+    uint64_t changed = first.changes(x, count) | second.changes(x, count);
+    for (; changed != 0; changed &= changed - 1) end_run(x + __builtin_ctzll(changed));
   }
   end_run(width);
+}
+
+// Sorts pairs and joins those that several threads found.
+void join(std::vector<LabelPair>* pairs) {
+  const auto same = [](const LabelPair& a, const LabelPair& b) {
+    return a.first == b.first && a.second == b.second;
+  };
+  std::sort(pairs->begin(), pairs->end(), [](const LabelPair& a, const LabelPair& b) {
+    return a.first != b.first ? a.first < b.first : a.second < b.second;
+  });
+  size_t kept = 0;
+  for (const LabelPair& pair : *pairs) {
+    if (kept > 0 && same((*pairs)[kept - 1], pair)) {
+      (*pairs)[kept - 1].pixels += pair.pixels;
+    } else {
+      (*pairs)[kept++] = pair;
+    }
+  }
+  pairs->resize(kept);
 }
 
 template <class First, class Second>
 void count(const LabelPairsParams& p) {
   const int64_t height = p.first.size[0], width = p.first.size[1];
   const int64_t grain = kTaskPixels / std::max<int64_t>(width, 1) + 1;
-  PairTable total;
   std::mutex mutex;
   parallel_for(height, grain, [&](int64_t begin, int64_t end) {
     PairTable table;
@@ -158,9 +164,9 @@ void count(const LabelPairsParams& p) {
       count_row(first, second, width, &table);
     }
     const std::lock_guard<std::mutex> lock(mutex);
-    total.add(table);
+    table.append_to(p.pairs);
   });
-  *p.pairs = total.sorted();
+  join(p.pairs);
 }
 
 // Calls f(Rows type) for the element type and the channels of a map.

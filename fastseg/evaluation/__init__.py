@@ -5,5 +5,20 @@ numbers, over the results of all processes where `torch.distributed` runs.
 """
 
 from fastseg.evaluation.evaluator import Evaluator
+from fastseg.evaluation.panoptic import PanopticEvaluator, evaluate_panoptic
+from fastseg.evaluation.panoptic_files import (
+    id2rgb,
+    panoptic_results,
+    panoptic_to_instances,
+    rgb2id,
+)
 
-__all__ = ["Evaluator"]
+__all__ = [
+    "Evaluator",
+    "PanopticEvaluator",
+    "evaluate_panoptic",
+    "id2rgb",
+    "panoptic_results",
+    "panoptic_to_instances",
+    "rgb2id",
+]

@@ -17,7 +17,7 @@ class Evaluator(ABC):
     """
 
     @abstractmethod
-    def update(self, results: Any) -> None:
+    def update(self, *results: Any, **options: Any) -> None:
         """Adds results; each evaluator says of what form."""
 
     @abstractmethod
