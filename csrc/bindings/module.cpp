@@ -14,6 +14,9 @@ void bind_nms(py::module_& module);
 void bind_pack_masks(py::module_& module);
 void bind_paste_masks(py::module_& module);
 void bind_rle(py::module_& module);
+void bind_rle_iou(py::module_& module);
+void bind_rle_merge(py::module_& module);
+void bind_rle_polygons(py::module_& module);
 void bind_rle_shapes(py::module_& module);
 void bind_roi_align(py::module_& module);
 
@@ -64,6 +67,9 @@ PYBIND11_MODULE(_C, module) {
   fastseg::bind_pack_masks(module);
   fastseg::bind_paste_masks(module);
   fastseg::bind_rle(module);
+  fastseg::bind_rle_iou(module);
+  fastseg::bind_rle_merge(module);
+  fastseg::bind_rle_polygons(module);
   fastseg::bind_rle_shapes(module);
   fastseg::bind_roi_align(module);
 }

@@ -4,9 +4,12 @@ namespace fastseg {
 namespace {
 
 void read_count_list(const py::sequence& counts, const char* name, size_t index, Rle* rle) {
-  const size_t size = counts.size();
-  for (size_t i = 0; i < size; ++i) {
-    const int64_t count = counts[i].cast<int64_t>();
+  const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(counts.ptr(), ""));
+  if (!items) throw py::error_already_set();
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(items.ptr());
+  rle->toggles.reserve(size);
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    const auto count = py::handle(PySequence_Fast_GET_ITEM(items.ptr(), i)).cast<int64_t>();
     FASTSEG_CHECK(count >= 0 && count <= kMaxMaskArea - rle->total, name, "[", index, "]: counts[",
                   i, "] must be at least 0 and the sum less than 2^32, got ", count);
     if (i > 0) rle->toggles.push_back(static_cast<uint32_t>(rle->total));
@@ -21,8 +24,32 @@ PyObject* item(const py::dict& dict, PyObject* key) {
   return value;
 }
 
+// Whether `size` holds two integers. Written out, as this is called for every RLE: nearly all are
+// lists or tuples of ints.
+bool read_size(py::handle size, Rle* rle) {
+  if (!PySequence_Check(size.ptr()) || PySequence_Size(size.ptr()) != 2) {
+    PyErr_Clear();
+    return false;
+  }
+  const auto pair = py::reinterpret_steal<py::object>(PySequence_Fast(size.ptr(), ""));
+  int64_t sides[2];
+  for (int i = 0; i < 2; ++i) {
+    if (!pair) throw py::error_already_set();
+    PyObject* const side = PySequence_Fast_GET_ITEM(pair.ptr(), i);
+    if (!PyIndex_Check(side)) return false;
+    sides[i] = PyLong_AsLongLong(side);
+    if (sides[i] == -1 && PyErr_Occurred()) {
+      PyErr_Clear();
+      return false;
+    }
+  }
+  rle->height = sides[0];
+  rle->width = sides[1];
+  return true;
+}
+
 Rle read_rle(py::handle object, const char* name, size_t index) {
-  if (!py::isinstance<py::dict>(object)) {
+  if (!PyDict_Check(object.ptr())) {
     throw py::type_error(message(name, "[", index,
                                  "] must be a dict with 'size' and 'counts', got ",
                                  Py_TYPE(object.ptr())->tp_name));
@@ -35,14 +62,8 @@ Rle read_rle(py::handle object, const char* name, size_t index) {
                 py::cast<std::string>(py::repr(py::list(dict))));
   Rle rle;
   rle.counts = py::reinterpret_borrow<py::object>(counts);
-  try {
-    const auto pair = size.cast<std::pair<int64_t, int64_t>>();
-    rle.height = pair.first;
-    rle.width = pair.second;
-  } catch (const py::cast_error&) {
-    FASTSEG_CHECK(false, name, "[", index, "]: size must be [height, width], got ",
-                  py::cast<std::string>(py::repr(size)));
-  }
+  FASTSEG_CHECK(read_size(size, &rle), name, "[", index, "]: size must be [height, width], got ",
+                py::cast<std::string>(py::repr(size)));
   FASTSEG_CHECK(fits_rle(rle.height, rle.width), name, "[", index,
                 "]: size must be of fewer than 2^32 pixels, got ", rle.size());
   rle.area = static_cast<uint32_t>(rle.height * rle.width);
@@ -81,9 +102,14 @@ uint32_t checked_area(int64_t height, int64_t width) {
 }
 
 std::vector<Rle> read_rles(const py::sequence& objects, bool complete, const char* name) {
+  const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(objects.ptr(), ""));
+  if (!items) throw py::error_already_set();
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
   std::vector<Rle> rles;
-  rles.reserve(objects.size());
-  for (py::handle object : objects) rles.push_back(read_rle(object, name, rles.size()));
+  rles.reserve(count);
+  for (Py_ssize_t n = 0; n < count; ++n) {
+    rles.push_back(read_rle(PySequence_Fast_GET_ITEM(items.ptr(), n), name, n));
+  }
   int64_t text_size = 1;
   for (const Rle& rle : rles) text_size += rle.text_size;
   {

@@ -12,6 +12,7 @@
 //     cancels a run that goes on in the next column; then append_counts().
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -28,6 +29,15 @@ inline void append_toggle(uint32_t position, std::vector<uint32_t>* toggles) {
   }
 }
 
+// Cancels equal neighbours, which runs of length 0 leave.
+inline void drop_empty_runs(std::vector<uint32_t>* toggles) {
+  const auto first = std::adjacent_find(toggles->begin(), toggles->end());
+  if (first == toggles->end()) return;
+  const std::vector<uint32_t> rest(first, toggles->end());
+  toggles->erase(first, toggles->end());
+  for (uint32_t position : rest) append_toggle(position, toggles);
+}
+
 // Writes one run in COCO's variable-length code: groups of 5 bits, lowest first, sign-extended,
 // bit 5 = more groups follow, each as a character from '0' on. At most 7 characters.
 inline char* write_run(int64_t value, char* text) {
@@ -41,10 +51,9 @@ inline char* write_run(int64_t value, char* text) {
   return text;
 }
 
-// Appends the compressed counts of a mask of `area` pixels. Toggles are ascending without equal
-// neighbours; those at or past the end of the mask are ignored.
-inline void append_counts(const uint32_t* toggles, int64_t size, uint32_t area, std::string* text) {
-  while (size > 0 && toggles[size - 1] >= area) --size;
+// Appends runs as compressed counts: `size` that end at the toggles, and one that ends at `end`.
+inline void append_runs(const uint32_t* toggles, int64_t size, uint32_t end_of_runs,
+                        std::string* text) {
   constexpr int64_t kBlock = 128;  // runs between appends
   char buffer[kBlock * 7];
   // Counts of the last two runs; a run from the fourth on is stored as a difference to two before.
@@ -52,7 +61,7 @@ inline void append_counts(const uint32_t* toggles, int64_t size, uint32_t area, 
   for (int64_t begin = 0; begin <= size; begin += kBlock) {
     char* end = buffer;
     for (int64_t i = begin; i <= size && i < begin + kBlock; ++i) {
-      const int64_t toggle = i < size ? toggles[i] : area;
+      const int64_t toggle = i < size ? toggles[i] : end_of_runs;
       const int64_t count = toggle - previous_toggle;
       end = write_run(i > 2 ? count - before_last : count, end);
       before_last = last;
@@ -61,6 +70,13 @@ inline void append_counts(const uint32_t* toggles, int64_t size, uint32_t area, 
     }
     text->append(buffer, end);
   }
+}
+
+// Appends the compressed counts of a mask of `area` pixels. Toggles are ascending without equal
+// neighbours; those at or past the end of the mask are ignored.
+inline void append_counts(const uint32_t* toggles, int64_t size, uint32_t area, std::string* text) {
+  while (size > 0 && toggles[size - 1] >= area) --size;
+  append_runs(toggles, size, area, text);
 }
 
 // Reads a compressed string into toggles, one per run but the last (`total` gets the position where

@@ -35,15 +35,26 @@ inline int64_t area_of(const Runs& runs) {
 // column counts as full height.
 inline PixelBox box_of(const Runs& runs, int64_t height) {
   PixelBox box = {INT64_MAX, INT64_MAX, 0, 0};
+  int64_t column = 0, column_end = height;
   for (int64_t i = 0; i < runs.count(); ++i) {
     const int64_t begin = runs.first(i), end = runs.last(i);
     if (begin == end) continue;
-    const int64_t first = begin / height, last = (end - 1) / height;
-    const bool one_column = first == last;
-    box.x0 = std::min(box.x0, first);
-    box.x1 = std::max(box.x1, last + 1);
-    box.y0 = std::min(box.y0, one_column ? begin - first * height : 0);
-    box.y1 = std::max(box.y1, one_column ? end - first * height : height);
+    if (begin >= column_end) {  // mostly the next one, and a division costs more than all else
+      column = begin < column_end + height ? column + 1 : begin / height;
+      column_end = (column + 1) * height;
+    }
+    const int64_t column_start = column_end - height;
+    box.x0 = std::min(box.x0, column);
+    if (end > column_end) {
+      column = (end - 1) / height;
+      column_end = (column + 1) * height;
+      box.y0 = 0;
+      box.y1 = height;
+    } else {
+      box.y0 = std::min(box.y0, begin - column_start);
+      box.y1 = std::max(box.y1, end - column_start);
+    }
+    box.x1 = column + 1;
   }
   return box.x1 == 0 ? PixelBox{0, 0, 0, 0} : box;
 }

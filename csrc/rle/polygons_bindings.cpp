@@ -1,0 +1,136 @@
+// From polygons, boxes and uncompressed RLEs of Python to RLEs.
+#include <pybind11/numpy.h>
+
+#include <cmath>
+
+#include "bindings/rles.h"
+#include "rle/polygons.h"
+
+namespace fastseg {
+namespace {
+
+// All polygons' coordinates one after the other; polygon n has [begin[n], begin[n + 1]).
+struct Coordinates {
+  std::vector<double> values;
+  std::vector<int64_t> begin = {0};
+};
+
+bool is_array(py::handle object) { return py::isinstance<py::array>(object); }
+
+void append_array(py::handle object, size_t index, std::vector<double>* values) {
+  const auto array = py::array_t<double, py::array::c_style | py::array::forcecast>::ensure(object);
+  if (!array) {
+    PyErr_Clear();
+    throw py::type_error(message("polygons[", index, "] must hold numbers"));
+  }
+  FASTSEG_CHECK(array.ndim() == 1, "polygons[", index,
+                "] must be [x0, y0, x1, y1, ...] in one dimension, got ", array.ndim());
+  values->insert(values->end(), array.data(), array.data() + array.size());
+}
+
+void append_sequence(py::handle object, size_t index, std::vector<double>* values) {
+  const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(object.ptr(), ""));
+  if (!items) {
+    PyErr_Clear();
+    throw py::type_error(message("polygons[", index,
+                                 "] must be a list of numbers [x0, y0, x1, y1, ...], got ",
+                                 Py_TYPE(object.ptr())->tp_name));
+  }
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
+    PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), i);
+    const double value = PyFloat_AsDouble(item);
+    if (value == -1 && PyErr_Occurred()) {
+      PyErr_Clear();
+      throw py::type_error(message("polygons[", index, "] must hold numbers, got ",
+                                   Py_TYPE(item)->tp_name, " at ", i));
+    }
+    values->push_back(value);
+  }
+}
+
+Coordinates read_polygons(const py::sequence& objects) {
+  Coordinates polygons;
+  for (py::handle object : objects) {
+    const size_t index = polygons.begin.size() - 1;
+    is_array(object) ? append_array(object, index, &polygons.values)
+                     : append_sequence(object, index, &polygons.values);
+    const int64_t begin = polygons.begin.back(), end = polygons.values.size();
+    FASTSEG_CHECK((end - begin) % 2 == 0, "polygons[", index,
+                  "] must have an even number of coordinates, got ", end - begin);
+    for (int64_t i = begin; i < end; ++i) {
+      FASTSEG_CHECK(std::abs(polygons.values[i]) <= kMaxCoordinate, "polygons[", index,
+                    "] must have coordinates within 429496728 of 0, got ", polygons.values[i]);
+    }
+    polygons.begin.push_back(end);
+  }
+  return polygons;
+}
+
+std::vector<std::string> fill(const Coordinates& polygons, int64_t height, int64_t width) {
+  const uint32_t area = checked_area(height, width);
+  const int64_t count = static_cast<int64_t>(polygons.begin.size()) - 1;
+  std::vector<std::string> counts(count);
+  py::gil_scoped_release release;
+  const int64_t coordinates = polygons.values.size() + 1;
+  parallel_for(count, kRunsPerTask / 8 * count / coordinates, [&](int64_t begin, int64_t end) {
+    PolygonFiller filler;
+    std::vector<uint32_t> toggles;
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t first = polygons.begin[n];
+      toggles.clear();
+      filler.fill(polygons.values.data() + first, (polygons.begin[n + 1] - first) / 2, height,
+                  width, &toggles);
+      append_counts(toggles.data(), toggles.size(), area, &counts[n]);
+    }
+  });
+  return counts;
+}
+
+py::list from_polygons(const py::sequence& objects, int64_t height, int64_t width) {
+  return make_rles(height, width, fill(read_polygons(objects), height, width));
+}
+
+// boxes [N, 4] float64: left, top, width, height; filled as polygons of four corners.
+py::list from_boxes(const py::object& boxes, int64_t height, int64_t width) {
+  const Array array(boxes, "boxes");
+  array.expect_dtype({DType::f64}).expect_shape({-1, 4});
+  const View<2> view = array.view<2>();
+  Coordinates corners;
+  for (int64_t n = 0; n < view.size[0]; ++n) {
+    const double left = *view.at<double>(n, 0), top = *view.at<double>(n, 1);
+    const double right = left + *view.at<double>(n, 2), bottom = top + *view.at<double>(n, 3);
+    for (double side : {left, top, right, bottom}) {
+      FASTSEG_CHECK(std::abs(side) <= kMaxCoordinate, "boxes[", n,
+                    "] must have its sides within 429496728 of 0, got one at ", side);
+    }
+    const double polygon[] = {left, top, left, bottom, right, bottom, right, top};
+    corners.values.insert(corners.values.end(), polygon, polygon + 8);
+    corners.begin.push_back(corners.values.size());
+  }
+  return make_rles(height, width, fill(corners, height, width));
+}
+
+// RLEs of any form -> compressed ones. Runs of length 0 are kept, and nothing is added where the
+// counts stop early.
+py::list compress(const py::sequence& objects) {
+  const std::vector<Rle> rles = read_rles(objects, false);
+  py::list result(rles.size());
+  for (size_t n = 0; n < rles.size(); ++n) {
+    const Rle& rle = rles[n];
+    std::string counts;
+    append_runs(rle.toggles.data(), rle.toggles.size(), static_cast<uint32_t>(rle.total), &counts);
+    result[n] = make_rle(rle.height, rle.width, counts);
+  }
+  return result;
+}
+
+}  // namespace
+
+void bind_rle_polygons(py::module_& module) {
+  module.def("rle_from_polygons", &from_polygons, py::arg("polygons"), py::arg("height"),
+             py::arg("width"));
+  module.def("rle_from_boxes", &from_boxes, py::arg("boxes"), py::arg("height"), py::arg("width"));
+  module.def("rle_compress", &compress, py::arg("rles"));
+}
+
+}  // namespace fastseg
