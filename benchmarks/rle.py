@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.harness.agreement import equal
 from benchmarks.harness.case import Case, Run, Setting
-from benchmarks.harness.inputs import generator, proposals
+from benchmarks.harness.inputs import generator, object_masks
 
 BYTES_PER_RUN = 4  # how runs are counted in the traffic; strings are a little shorter
 
@@ -19,7 +19,7 @@ BYTES_PER_RUN = 4  # how runs are counted in the traffic; strings are a little s
 def cases(setting: Setting) -> Iterator[Case]:
     """Many objects in a large image, one mask alone, and noise (the worst case: a run a pixel)."""
     count, size = (3, (60, 80)) if setting.quick else (100, (1080, 1920))
-    objects = _objects(count, *size)
+    objects = object_masks(count, *size, generator())
     yield _encode(setting, "rows", objects)
     if setting.device.type == "cpu":
         yield _encode_columns(objects)
@@ -29,18 +29,6 @@ def cases(setting: Setting) -> Iterator[Case]:
     yield _decode(setting, objects)
     if setting.device.type == "cpu":
         yield _decode_columns(objects)
-
-
-def _objects(count: int, height: int, width: int) -> Tensor:
-    """[N, H, W] bool: a wavy ellipse in each of N boxes."""
-    masks = torch.zeros(count, height, width, dtype=torch.bool)
-    for mask, box in zip(masks, proposals(count, height, width, generator()).tolist(), strict=True):
-        left, top, right, bottom = (int(side) for side in box)
-        y = torch.linspace(-1, 1, max(bottom - top, 1))[:, None]
-        x = torch.linspace(-1, 1, max(right - left, 1))[None]
-        radius = 0.8 + 0.15 * torch.sin(5 * torch.atan2(y, x)) + 0.05 * torch.sin(40 * x * y)
-        mask[top : top + len(y), left : left + x.shape[1]] = torch.hypot(x, y) < radius
-    return masks
 
 
 def _encode(setting: Setting, what: str, masks: Tensor) -> Case:

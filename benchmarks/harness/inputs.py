@@ -32,3 +32,25 @@ def proposals(count: int, height: int, width: int, random: torch.Generator) -> T
     limit = torch.tensor([width, height], dtype=torch.float32)
     corners = torch.cat([centre - half, centre + half], 1)
     return corners.clamp(min=0).minimum(limit.repeat(2))
+
+
+def object_masks(count: int, height: int, width: int, random: torch.Generator) -> Tensor:
+    """Masks like those of objects: a wavy ellipse in each of `proposals`.
+
+    Args:
+        count: number of masks.
+        height: of the image in pixels.
+        width: of the image in pixels.
+        random: source of randomness.
+
+    Returns:
+        [count, height, width] bool.
+    """
+    masks = torch.zeros(count, height, width, dtype=torch.bool)
+    for mask, box in zip(masks, proposals(count, height, width, random).tolist(), strict=True):
+        left, top, right, bottom = (int(side) for side in box)
+        y = torch.linspace(-1, 1, max(bottom - top, 1))[:, None]
+        x = torch.linspace(-1, 1, max(right - left, 1))[None]
+        radius = 0.8 + 0.15 * torch.sin(5 * torch.atan2(y, x)) + 0.05 * torch.sin(40 * x * y)
+        mask[top : top + len(y), left : left + x.shape[1]] = torch.hypot(x, y) < radius
+    return masks

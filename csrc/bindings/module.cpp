@@ -10,6 +10,7 @@ namespace py = pybind11;
 namespace fastseg {
 
 void bind_label_pairs(py::module_& module);
+void bind_mask_iou(py::module_& module);
 void bind_nms(py::module_& module);
 void bind_pack_masks(py::module_& module);
 void bind_paste_masks(py::module_& module);
@@ -63,6 +64,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "fastseg's kernels: see fastseg.ops for the functions to call.";
   module.def("build_info", &fastseg::build_info, "How this binary was built and what it uses.");
   fastseg::bind_label_pairs(module);
+  fastseg::bind_mask_iou(module);
   fastseg::bind_nms(module);
   fastseg::bind_pack_masks(module);
   fastseg::bind_paste_masks(module);

@@ -1,5 +1,6 @@
 """The ops: functions on torch tensors, on the CPU and on CUDA."""
 
+from fastseg.ops.mask_iou import mask_iou
 from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pack_masks import PackedMasks, pack_masks, unpack_masks
 from fastseg.ops.paste_masks import paste_masks
@@ -9,6 +10,7 @@ from fastseg.ops.roi_align import multi_scale_roi_align, roi_align
 __all__ = [
     "PackedMasks",
     "batched_nms",
+    "mask_iou",
     "multi_scale_roi_align",
     "nms",
     "pack_masks",

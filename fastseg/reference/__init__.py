@@ -1,6 +1,7 @@
 """The ops in plain torch, slow and written like their formulas: the definition of each op."""
 
 from fastseg.reference import mask
+from fastseg.reference.mask_iou import mask_iou
 from fastseg.reference.nms import batched_nms, nms
 from fastseg.reference.pack_masks import pack_masks, unpack_masks
 from fastseg.reference.paste_masks import paste_masks
@@ -10,6 +11,7 @@ from fastseg.reference.roi_align import multi_scale_roi_align, roi_align
 __all__ = [
     "batched_nms",
     "mask",
+    "mask_iou",
     "multi_scale_roi_align",
     "nms",
     "pack_masks",
