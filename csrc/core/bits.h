@@ -80,6 +80,34 @@ inline void transpose_bits(uint64_t* words) {
   }
 }
 
+// Bit i of the result tells whether values[i] > threshold (NaN is not); reads 64 values.
+inline uint64_t pack_greater(const float* values, float threshold) {
+  uint64_t bits = 0;
+#if defined(__AVX512F__)
+  const __m512 limit = _mm512_set1_ps(threshold);
+  for (int i = 0; i < 4; ++i) {
+    const __mmask16 greater =
+        _mm512_cmp_ps_mask(_mm512_loadu_ps(values + 16 * i), limit, _CMP_GT_OQ);
+    bits |= uint64_t(greater) << (16 * i);
+  }
+#elif defined(__AVX2__)
+  const __m256 limit = _mm256_set1_ps(threshold);
+  for (int i = 0; i < 8; ++i) {
+    const __m256 greater = _mm256_cmp_ps(_mm256_loadu_ps(values + 8 * i), limit, _CMP_GT_OQ);
+    bits |= uint64_t(_mm256_movemask_ps(greater)) << (8 * i);
+  }
+#elif defined(__SSE2__)
+  const __m128 limit = _mm_set1_ps(threshold);
+  for (int i = 0; i < 16; ++i) {
+    const __m128 greater = _mm_cmpgt_ps(_mm_loadu_ps(values + 4 * i), limit);
+    bits |= uint64_t(_mm_movemask_ps(greater)) << (4 * i);
+  }
+#else
+  for (int i = 0; i < 64; ++i) bits |= uint64_t(values[i] > threshold) << i;
+#endif
+  return bits;
+}
+
 // bytes[i] = bit i, as 0 or 1; writes 64 bytes.
 inline void unpack_bits(uint64_t bits, uint8_t* bytes) {
 #if defined(__AVX512BW__)

@@ -161,6 +161,19 @@ __device__ inline unsigned lanes_below() { return (1u << lane_id()) - 1u; }
 // Bit i is lane i's predicate.
 __device__ inline unsigned ballot(bool predicate) { return __ballot_sync(kFullMask, predicate); }
 
+// Bit j of lane i becomes bit i of lane j.
+__device__ inline unsigned transpose_bits(unsigned bits) {
+  unsigned low = 0x0000ffffu;  // the bits below each distance
+#pragma unroll
+  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+    const unsigned other = __shfl_xor_sync(kFullMask, bits, distance);
+    bits = lane_id() & distance ? (bits & ~low) | (other & ~low) >> distance
+                                : (bits & low) | (other & low) << distance;
+    low ^= low << (distance / 2);
+  }
+  return bits;
+}
+
 struct Sum {
   template <class T>
   __device__ T operator()(T a, T b) const {

@@ -37,13 +37,13 @@ struct PasteMasksRleParams {
 
 void paste_masks_rle_cpu(const PasteMasksRleParams& params);
 
-// On CUDA: count, a cumulative sum of the counts, then the toggles (rle/rle_math.h), from which the
-// host makes the strings.
+// On CUDA: count, a cumulative sum of the counts, then the toggles (rle/rle_math.h), from which
+// rle_strings_cuda() makes the strings.
 struct PasteMasksTogglesParams {
   PasteMasksParams paste;
   View<2> counts;   // [N, W] int32, zeros on entry: the toggles of each column are written
   View<1> ends;     // [N * W] int64: cumulative sum of the counts
-  View<1> toggles;  // [sum of the counts] int32 (the bits of a uint32), written
+  View<1> toggles;  // [capacity] int32 (the bits of a uint32), written as far as they fit
 };
 
 void paste_masks_count_cuda(const PasteMasksTogglesParams& params, cudaStream_t stream);

@@ -234,7 +234,10 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t column = n * width + (active ? x : 0);
     int64_t next = before + (column > 0 ? *params.ends.at<int64_t>(column - 1) : 0);
     walk(p, n, box, x, top, bottom, active, inside, [&](int64_t y) {
-      *params.toggles.at<uint32_t>(next++) = static_cast<uint32_t>(x * height + y);
+      if (next < params.toggles.size[0]) {
+        *params.toggles.at<uint32_t>(next) = static_cast<uint32_t>(x * height + y);
+      }
+      ++next;
     });
   }
 }

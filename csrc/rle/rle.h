@@ -27,23 +27,44 @@ struct RleFillParams {
 void rle_fill_cpu(const RleFillParams& params);
 void rle_fill_cuda(const RleFillParams& params, cudaStream_t stream);
 
-// Encoding on CUDA: mark, a cumulative sum of the counts, emit; then the toggles go to the host.
-struct RleMarkParams {
-  View<3> masks;   // as RleEncodeParams
-  View<3> words;   // [N, ceil(H / 32), W] int32, written: bit r of word (n, c, x) tells whether
-                   // pixel (x, 32 * c + r) differs from the one before it in column order
-  View<2> counts;  // [N, W] int32, zeros on entry: the bits set in each column are added
+// Encoding on CUDA: the pixels as bits; the changes along each column counted; a cumulative sum of
+// the counts; then the toggles.
+struct RleBitsParams {
+  View<3> masks;  // as RleEncodeParams
+  View<3> words;  // [N, ceil(H / 32), W] int32, written: bit r of word (n, c, x) is pixel
+                  // (x, 32 * c + r); bits past the height are 0
 };
 
-void rle_mark_cuda(const RleMarkParams& params, cudaStream_t stream);
+void rle_bits_cuda(const RleBitsParams& params, cudaStream_t stream);
 
-struct RleEmitParams {
-  View<3> words;    // as RleMarkParams
-  View<1> ends;     // [N * W] int64: cumulative sum of the counts
-  View<1> toggles;  // [sum of the counts] int32 (the bits of a uint32), written
+struct RleTogglesParams {
+  View<3> words;  // as RleBitsParams
   int64_t height;
+  View<2> counts;   // [N, W] int32, written: pixels of a column that differ from the one before
+                    // them in column order
+  View<1> ends;     // [N * W] int64: cumulative sum of the counts
+  View<1> toggles;  // [capacity] int32 (the bits of a uint32), written but for columns whose
+                    // toggles do not all fit
 };
 
-void rle_emit_cuda(const RleEmitParams& params, cudaStream_t stream);
+void rle_count_cuda(const RleTogglesParams& params, cudaStream_t stream);
+void rle_toggles_cuda(const RleTogglesParams& params, cudaStream_t stream);
+
+// From toggles to the compressed strings, on CUDA: the bytes of each block of runs measured, a
+// cumulative sum of them, then the characters.
+constexpr int kRleBlockRuns = 512;
+
+struct RleStringsParams {
+  View<1> toggles;      // as RleTogglesParams
+  View<1> ends;         // as RleTogglesParams: of N masks, each of as many columns
+  uint32_t area;        // pixels of a mask, at least 1
+  View<1> block_bytes;  // [ceil((capacity + N) / kRleBlockRuns)] int64: measured, then summed
+  View<1> text;         // [bytes] uint8, written: the strings, one after the other
+  View<1> text_ends;    // [N + 1] int64, written: the end of each string in `text`, then the number
+                        // of toggles; when that exceeds the capacity, nothing else is written
+};
+
+void rle_measure_cuda(const RleStringsParams& params, cudaStream_t stream);
+void rle_strings_cuda(const RleStringsParams& params, cudaStream_t stream);
 
 }  // namespace fastseg

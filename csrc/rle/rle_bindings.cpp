@@ -48,68 +48,72 @@ py::object encode(const py::object& masks) {
 [[noreturn, maybe_unused]] void cuda_only(const char* op) {
   throw std::invalid_argument(message(op, " runs on CUDA alone"));
 }
-[[maybe_unused]] void rle_mark_cpu(const RleMarkParams&) { cuda_only("rle_mark"); }
-[[maybe_unused]] void rle_emit_cpu(const RleEmitParams&) { cuda_only("rle_emit"); }
+[[maybe_unused]] void rle_bits_cpu(const RleBitsParams&) { cuda_only("rle_bits"); }
+[[maybe_unused]] void rle_toggles_cpu(const RleTogglesParams&) { cuda_only("rle_toggles"); }
+[[maybe_unused]] void rle_strings_cpu(const RleStringsParams&) { cuda_only("rle_strings"); }
 
-void mark(const py::object& masks, const py::object& words, const py::object& counts,
-          uintptr_t stream) {
-  const Array mask_array(masks, "masks"), word_array(words, "words"), count_array(counts, "counts");
-  RleMarkParams params;
+void bits(const py::object& masks, const py::object& words, uintptr_t stream) {
+  const Array mask_array(masks, "masks"), word_array(words, "words");
+  RleBitsParams params;
   params.masks = mask_array.view<3>();
   const int64_t* size = params.masks.size;
   checked_area(size[1], size[2]);
   word_array.expect_dtype({DType::i32}).expect_device(mask_array);
   word_array.expect_shape({size[0], (size[1] + 31) / 32, size[2]});
-  count_array.expect_dtype({DType::i32}).expect_device(mask_array);
-  count_array.expect_shape({size[0], size[2]});
   params.words = word_array.view<3>();
-  params.counts = count_array.view<2>();
-  launch_on(mask_array.device(), stream, params, rle_mark_cpu, FASTSEG_CUDA(rle_mark_cuda));
+  launch_on(mask_array.device(), stream, params, rle_bits_cpu, FASTSEG_CUDA(rle_bits_cuda));
 }
 
-void emit(const py::object& words, const py::object& ends, const py::object& toggles,
-          int64_t height, uintptr_t stream) {
-  const Array word_array(words, "words"), end_array(ends, "ends"), toggle_array(toggles, "toggles");
-  RleEmitParams params;
+// The first pass writes counts [N, W], the second toggles from their cumulative sum ends [N * W].
+void toggles(const py::object& words, int64_t height, const py::object& counts,
+             const py::object& ends, const py::object& toggles, uintptr_t stream) {
+  const Array word_array(words, "words"), count_array(counts, "counts");
+  RleTogglesParams params;
   params.words = word_array.expect_dtype({DType::i32}).view<3>();
-  end_array.expect_dtype({DType::i64}).expect_device(word_array);
-  end_array.expect_shape({params.words.size[0] * params.words.size[2]});
+  params.height = height;
+  const int64_t num_masks = params.words.size[0], width = params.words.size[2];
+  FASTSEG_CHECK(height > 0 && params.words.size[1] == (height + 31) / 32,
+                "words must have a word for each 32 of ", height, " rows, got shape ",
+                word_array.shape());
+  count_array.expect_dtype({DType::i32}).expect_device(word_array).expect_shape({num_masks, width});
+  params.counts = count_array.view<2>();
+  if (toggles.is_none()) {
+    return launch_on(word_array.device(), stream, params, rle_toggles_cpu,
+                     FASTSEG_CUDA(rle_count_cuda));
+  }
+  const Array end_array(ends, "ends"), toggle_array(toggles, "toggles");
+  end_array.expect_dtype({DType::i64}).expect_device(word_array).expect_shape({num_masks * width});
   params.ends = end_array.view<1>();
   params.toggles = toggle_array.expect_dtype({DType::i32}).expect_device(word_array).view<1>();
-  params.height = height;
-  launch_on(word_array.device(), stream, params, rle_emit_cpu, FASTSEG_CUDA(rle_emit_cuda));
+  launch_on(word_array.device(), stream, params, rle_toggles_cpu, FASTSEG_CUDA(rle_toggles_cuda));
 }
 
-// What a kernel that wrote toggles itself has left to do: toggles [T] uint32 or int32 (the same
-// bits), mask n's end at ends[n].
-py::list encode_toggles(const py::object& toggles, const py::object& ends, int64_t height,
-                        int64_t width) {
+// The first pass (`write` false) measures blocks of runs, the second writes strings from the
+// cumulative sum of their bytes.
+void strings(const py::object& toggles, const py::object& ends, int64_t height, int64_t width,
+             const py::object& block_bytes, const py::object& text, const py::object& text_ends,
+             bool write, uintptr_t stream) {
   const Array toggle_array(toggles, "toggles"), end_array(ends, "ends");
-  toggle_array.expect_dtype({DType::u32, DType::i32}).expect_device(end_array);
-  end_array.expect_dtype({DType::i64});
-  const View<1> positions = toggle_array.view<1>(), end_view = end_array.view<1>();
-  const uint32_t area = checked_area(height, width);
-  int64_t begin = 0;
-  for (int64_t n = 0; n < end_view.size[0]; ++n) {
-    const int64_t end = *end_view.at<int64_t>(n);
-    FASTSEG_CHECK(begin <= end && end <= positions.size[0], "ends[", n, "] must be in [", begin,
-                  ", ", positions.size[0], "], got ", end);
-    begin = end;
+  const Array block_array(block_bytes, "block_bytes"), text_array(text, "text");
+  const Array text_end_array(text_ends, "text_ends");
+  RleStringsParams params;
+  params.area = checked_area(height, width);
+  params.toggles = toggle_array.expect_dtype({DType::i32}).view<1>();
+  params.text_ends = text_end_array.expect_dtype({DType::i64}).view<1>();
+  const int64_t num_masks = params.text_ends.size[0] - 1;
+  FASTSEG_CHECK(params.area > 0 && num_masks > 0, "masks must have pixels, got ", num_masks,
+                " of height ", height, " and width ", width);
+  params.ends = end_array.expect_dtype({DType::i64}).expect_shape({num_masks * width}).view<1>();
+  params.block_bytes = block_array.expect_dtype({DType::i64}).view<1>();
+  block_array.expect_shape(
+      {(params.toggles.size[0] + num_masks + kRleBlockRuns - 1) / kRleBlockRuns});
+  params.text = text_array.expect_dtype({DType::u8}).view<1>();
+  FASTSEG_CHECK(params.text.stride[0] == 1 || params.text.size[0] <= 1, "text must be contiguous");
+  for (const Array* array : {&end_array, &block_array, &text_array, &text_end_array}) {
+    array->expect_device(toggle_array);
   }
-  FASTSEG_CHECK(positions.size[0] == 0 || positions.stride[0] == 1, "toggles must be contiguous");
-  std::vector<std::string> counts(end_view.size[0]);
-  {
-    py::gil_scoped_release release;
-    const int64_t grain = kRunsPerTask * end_view.size[0] / std::max<int64_t>(begin, 1);
-    parallel_for(end_view.size[0], grain, [&](int64_t first, int64_t last) {
-      for (int64_t n = first; n < last; ++n) {
-        const int64_t start = n == 0 ? 0 : *end_view.at<int64_t>(n - 1);
-        append_counts(positions.as<uint32_t>() + start, *end_view.at<int64_t>(n) - start, area,
-                      &counts[n]);
-      }
-    });
-  }
-  return make_rles(height, width, counts);
+  launch_on(toggle_array.device(), stream, params, rle_strings_cpu,
+            write ? FASTSEG_CUDA(rle_strings_cuda) : FASTSEG_CUDA(rle_measure_cuda));
 }
 
 // RLEs of one size -> (height, width, toggles [T] uint32, offsets [N + 1] int64).
@@ -177,12 +181,13 @@ py::array_t<double> to_bbox(const py::sequence& objects) {
 
 void bind_rle(py::module_& module) {
   module.def("rle_encode", &encode, py::arg("masks"));
-  module.def("rle_encode_toggles", &encode_toggles, py::arg("toggles"), py::arg("ends"),
-             py::arg("height"), py::arg("width"));
-  module.def("rle_mark", &mark, py::arg("masks"), py::arg("words"), py::arg("counts"),
-             py::arg("stream") = 0);
-  module.def("rle_emit", &emit, py::arg("words"), py::arg("ends"), py::arg("toggles"),
-             py::arg("height"), py::arg("stream") = 0);
+  module.def("rle_bits", &bits, py::arg("masks"), py::arg("words"), py::arg("stream") = 0);
+  module.def("rle_toggles", &toggles, py::arg("words"), py::arg("height"), py::arg("counts"),
+             py::arg("ends"), py::arg("toggles"), py::arg("stream") = 0);
+  module.def("rle_strings", &strings, py::arg("toggles"), py::arg("ends"), py::arg("height"),
+             py::arg("width"), py::arg("block_bytes"), py::arg("text"), py::arg("text_ends"),
+             py::arg("write"), py::arg("stream") = 0);
+  module.attr("RLE_BLOCK_RUNS") = kRleBlockRuns;
   module.def("rle_parse", &parse, py::arg("rles"));
   module.def("rle_fill", &fill, py::arg("toggles"), py::arg("offsets"), py::arg("masks"),
              py::arg("stream") = 0);

@@ -17,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "core/types.h"
+
 namespace fastseg {
 
 constexpr int64_t kMaxMaskArea = 0xffffffff;
@@ -40,7 +42,7 @@ inline void drop_empty_runs(std::vector<uint32_t>* toggles) {
 
 // Writes one run in COCO's variable-length code: groups of 5 bits, lowest first, sign-extended,
 // bit 5 = more groups follow, each as a character from '0' on. At most 7 characters.
-inline char* write_run(int64_t value, char* text) {
+FASTSEG_HD char* write_run(int64_t value, char* text) {
   bool more;
   do {
     const int group = value & 31;

@@ -40,7 +40,7 @@ class ColumnTransitions {
     for (int64_t i = 0; i < static_cast<int64_t>(row_.size()); ++i) add_word(y, i, bits[i]);
   }
 
-  // One word of row y; the words of a row may come in any order, the rows from top to bottom.
+  // One word of row y. Each word's rows come from top to bottom, the words in any order.
   void add_word(int64_t y, int64_t i, uint64_t bits) {
     const uint64_t changed = row_[i] ^ bits;
     if (__builtin_expect(changed != 0, 0)) add_events(y, i, changed);

@@ -4,19 +4,23 @@ from fastseg.ops.mask_iou import mask_iou
 from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pack_masks import PackedMasks, pack_masks, unpack_masks
 from fastseg.ops.paste_masks import paste_masks
-from fastseg.ops.rle import rle_decode, rle_encode
+from fastseg.ops.resize_masks import resize_masks
+from fastseg.ops.rle import PaddedRles, rle_decode, rle_encode, rle_encode_padded
 from fastseg.ops.roi_align import multi_scale_roi_align, roi_align
 
 __all__ = [
     "PackedMasks",
+    "PaddedRles",
     "batched_nms",
     "mask_iou",
     "multi_scale_roi_align",
     "nms",
     "pack_masks",
     "paste_masks",
+    "resize_masks",
     "rle_decode",
     "rle_encode",
+    "rle_encode_padded",
     "roi_align",
     "unpack_masks",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastseg import _C
 from fastseg.ops._registry import LIBRARY, stream_of
-from fastseg.ops.rle import strings_from_changes
+from fastseg.ops.rle import empty_rles, rles_of_changes
 
 Mode = Literal["torchvision", "detectron2"]
 _MASK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -129,14 +129,13 @@ def _run_lengths(
 def _run_lengths_cuda(
     masks: Tensor, boxes: Tensor, height: int, width: int, mode: str, threshold: float
 ) -> list[dict[str, Any]]:
-    """Counts the changes along each column, then writes their positions; strings on the host."""
+    """Counts the changes along each column, then writes their positions, then the strings."""
     count, stream = masks.shape[0], stream_of(masks)
     columns = torch.zeros((count, width), dtype=torch.int32, device=masks.device)
     _C.paste_masks_toggles(masks, boxes, columns, None, None, height, mode, threshold, stream)
     if columns.numel() == 0 or height == 0:
-        toggles = torch.empty(0, dtype=torch.int32)
-        return _C.rle_encode_toggles(toggles, torch.zeros(count, dtype=torch.int64), height, width)
-    return strings_from_changes(
+        return empty_rles(count, height, width)
+    return rles_of_changes(
         columns,
         height,
         lambda ends, toggles: _C.paste_masks_toggles(

@@ -5,6 +5,7 @@ from fastseg.reference.mask_iou import mask_iou
 from fastseg.reference.nms import batched_nms, nms
 from fastseg.reference.pack_masks import pack_masks, unpack_masks
 from fastseg.reference.paste_masks import paste_masks
+from fastseg.reference.resize_masks import resize_masks
 from fastseg.reference.rle import rle_decode, rle_encode
 from fastseg.reference.roi_align import multi_scale_roi_align, roi_align
 
@@ -16,6 +17,7 @@ __all__ = [
     "nms",
     "pack_masks",
     "paste_masks",
+    "resize_masks",
     "rle_decode",
     "rle_encode",
     "roi_align",

@@ -1,0 +1,103 @@
+"""From mask logits to masks of the image's size, against torch and pycocotools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.harness.agreement import equal
+from benchmarks.harness.case import Case, Run, Setting
+from benchmarks.harness.inputs import generator
+
+Size = tuple[int, int]
+Output = Literal["rle", "bool"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model resizes its masks."""
+
+    model: str
+    cells: Size
+    via: Size
+    crop: Size
+    size: Size
+    threshold: float
+
+
+WAYS = (
+    Way("Mask2Former", (256, 256), (1024, 1024), (683, 1024), (800, 1200), 0.0),
+    Way("SOLOv2", (200, 304), (800, 1216), (800, 1216), (480, 640), 0.5),
+)
+QUICK = (Way("Mask2Former", (16, 16), (64, 64), (43, 64), (80, 120), 0.0),)
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """100 masks to run lengths and booleans, and noise (the worst case: nothing can be skipped)."""
+    for way in QUICK if setting.quick else WAYS:
+        masks = _objects(5 if setting.quick else 100, way, setting)
+        yield _case(way, masks, "rle")
+        yield _case(way, masks, "bool")
+    noise = torch.randn(masks.shape, generator=generator()).to(setting.device, setting.dtype)
+    yield _case(way, noise, "rle", "noise")
+
+
+def _objects(count: int, way: Way, setting: Setting) -> Tensor:
+    """Logits of objects with wavy outlines, of log-uniform sizes of 3 to 70 % of the image."""
+    height, width = way.cells
+    random = generator()
+    centre = torch.rand(count, 2, generator=random) * 1.6 - 0.8
+    radius = 0.03 * (0.7 / 0.03) ** torch.rand(count, generator=random)
+    y = torch.linspace(-1, 1, height)[:, None] - centre[:, 0, None, None]
+    x = torch.linspace(-1, 1, width) - centre[:, 1, None, None]
+    waves = torch.randn(count, 1, height // 8, width // 8, generator=random)
+    texture = F.interpolate(waves, way.cells, mode="bicubic")[:, 0]
+    logits = 30 * (radius[:, None, None] - torch.hypot(y, x)) + texture
+    masks = logits.sigmoid() if way.threshold > 0 else logits
+    return masks.to(setting.device, setting.dtype)
+
+
+def _case(way: Way, masks: Tensor, output: Output, what: str = "objects") -> Case:
+    # Run lengths never exist as pixels: only the masks must be read.
+    written = len(masks) * way.size[0] * way.size[1] if output == "bool" else 0
+    height, width = way.size
+    return Case(
+        name=f"{way.model}'s {len(masks)} {what} to {height}x{width} {output}",
+        providers={
+            "fastseg": lambda: _fastseg(way, masks, output),
+            "torch": lambda: _torch(way, masks, output),
+        },
+        bytes_moved=masks.numel() * masks.element_size() + written,
+        agreement=equal,
+    )
+
+
+def _fastseg(way: Way, masks: Tensor, output: Output) -> Run:
+    from fastseg import ops
+
+    options = {"threshold": way.threshold, "via": way.via, "crop": way.crop}
+    return lambda: ops.resize_masks(masks, way.size, output=output, **options)
+
+
+def _torch(way: Way, masks: Tensor, output: Output) -> Run:
+    def resize() -> Tensor:
+        values = F.interpolate(masks[:, None].float(), way.via, mode="bilinear")
+        values = values[..., : way.crop[0], : way.crop[1]]
+        return F.interpolate(values, way.size, mode="bilinear")[:, 0] > way.threshold
+
+    return resize if output == "bool" else _encode(resize)
+
+
+def _encode(resize: Callable[[], Tensor]) -> Run:
+    from pycocotools import mask
+
+    def run() -> list[dict[str, Any]]:
+        return [mask.encode(np.asfortranarray(one)) for one in resize().cpu().numpy()]
+
+    return run

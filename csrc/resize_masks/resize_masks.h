@@ -1,0 +1,52 @@
+// From low-resolution mask logits or probabilities to masks of the image's size: one or two
+// bilinear resizes (torch's F.interpolate, align_corners=False) with a crop in between, then a
+// threshold, without the resized values ever lying in memory.
+//
+// Models need two: the network's output goes to the size of its padded input (`via`), the padding
+// is cropped off, and the rest goes to the size of the original image.
+#pragma once
+
+#include <string>
+
+#include "core/device.h"
+#include "core/view.h"
+
+namespace fastseg {
+
+struct ResizeMasksParams {
+  View<3> masks;         // [N, h, w] float32, float16 or bfloat16, any strides
+  int64_t via[2] = {};   // height and width of the first resize; zeros: there is one alone
+  int64_t crop[2] = {};  // rows and columns of it that the second one starts from
+  int64_t height = 0;    // of the result
+  int64_t width = 0;
+  float threshold = 0.0f;  // values > threshold are inside
+
+  bool has_via() const { return via[0] > 0; }
+};
+
+// All sides are at least 1 and below 2^31.
+struct ResizeMasksToBoolParams {
+  ResizeMasksParams resize;
+  View<3> output;  // [N, H, W] uint8 or bool, contiguous, written: 0 or 1
+};
+
+void resize_masks_cpu(const ResizeMasksToBoolParams& params);
+void resize_masks_cuda(const ResizeMasksToBoolParams& params, cudaStream_t stream);
+
+// As COCO's compressed run lengths; H * W < 2^32.
+struct ResizeMasksRleParams {
+  ResizeMasksParams resize;
+  std::string* counts;  // [N], written
+};
+
+void resize_masks_rle_cpu(const ResizeMasksRleParams& params);
+
+// On CUDA the pixels as bits, from which rle/rle.h makes run lengths.
+struct ResizeMasksBitsParams {
+  ResizeMasksParams resize;
+  View<3> words;  // [N, ceil(H / 32), W] int32, written: as RleBitsParams
+};
+
+void resize_masks_bits_cuda(const ResizeMasksBitsParams& params, cudaStream_t stream);
+
+}  // namespace fastseg

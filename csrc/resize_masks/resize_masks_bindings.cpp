@@ -1,0 +1,102 @@
+#include "bindings/array.h"
+#include "bindings/rles.h"
+#include "resize_masks/resize_masks.h"
+
+namespace fastseg {
+namespace {
+
+using Sides = std::vector<int64_t>;
+
+void check_sides(const char* name, const Sides& sides) {
+  constexpr int64_t kMaxSide = 0x7fffffff;
+  FASTSEG_CHECK(sides.size() == 2 && sides[0] >= 1 && sides[1] >= 1 && sides[0] <= kMaxSide &&
+                    sides[1] <= kMaxSide,
+                name, " must be (height, width) of at least 1 and below 2^31, got (",
+                sides.empty() ? "" : std::to_string(sides[0]),
+                sides.size() < 2 ? "" : ", " + std::to_string(sides[1]), ")");
+}
+
+// `via` and `crop` are empty where there is one resize alone.
+ResizeMasksParams make_params(const Array& masks, const Sides& size, const Sides& via,
+                              const Sides& crop, double threshold) {
+  ResizeMasksParams params;
+  params.masks = masks.expect_dtype({DType::f32, DType::f16, DType::bf16}).view<3>();
+  const int64_t* cells = params.masks.size;
+  FASTSEG_CHECK(cells[1] > 0 && cells[2] > 0, "masks must have rows and columns, got shape ",
+                masks.shape());
+  check_sides("masks' size", {cells[1], cells[2]});
+  check_sides("size", size);
+  params.height = size[0];
+  params.width = size[1];
+  params.threshold = static_cast<float>(threshold);
+  if (via.empty() && crop.empty()) return params;
+  check_sides("via", via);
+  check_sides("crop", crop);
+  for (int d = 0; d < 2; ++d) {
+    params.via[d] = via[d];
+    params.crop[d] = crop[d];
+  }
+  FASTSEG_CHECK(crop[0] <= via[0] && crop[1] <= via[1], "crop must lie within via (", via[0], ", ",
+                via[1], "), got (", crop[0], ", ", crop[1], ")");
+  return params;
+}
+
+void resize(const py::object& masks, const py::object& output, const Sides& via, const Sides& crop,
+            double threshold, uintptr_t stream) {
+  const Array mask_array(masks, "masks"), out(output, "output");
+  out.expect_shape({mask_array.size(0), -1, -1}).expect_dtype({DType::u8, DType::boolean});
+  ResizeMasksToBoolParams params;
+  params.output = out.expect_device(mask_array).view<3>();
+  const View<3>& view = params.output;
+  params.resize = make_params(mask_array, {view.size[1], view.size[2]}, via, crop, threshold);
+  FASTSEG_CHECK(view.numel() == 0 || (view.stride[2] == 1 && view.stride[1] == view.size[2]),
+                "output must be contiguous");
+  launch_on(out.device(), stream, params, resize_masks_cpu, FASTSEG_CUDA(resize_masks_cuda));
+}
+
+py::list resize_rle(const py::object& masks, const Sides& size, const Sides& via, const Sides& crop,
+                    double threshold) {
+  const Array mask_array(masks, "masks");
+  FASTSEG_CHECK(mask_array.device() == kCpuDevice, "masks must lie on the CPU, got CUDA device ",
+                mask_array.device());
+  ResizeMasksRleParams params;
+  params.resize = make_params(mask_array, size, via, crop, threshold);
+  checked_area(size[0], size[1]);
+  std::vector<std::string> counts(mask_array.size(0));
+  params.counts = counts.data();
+  {
+    py::gil_scoped_release release;
+    resize_masks_rle_cpu(params);
+  }
+  return make_rles(size[0], size[1], counts);
+}
+
+[[noreturn, maybe_unused]] void cuda_only(const ResizeMasksBitsParams&) {
+  throw std::invalid_argument("bits are made on CUDA alone; the CPU has resize_masks_rle");
+}
+
+void resize_bits(const py::object& masks, const py::object& words, int64_t height, const Sides& via,
+                 const Sides& crop, double threshold, uintptr_t stream) {
+  const Array mask_array(masks, "masks"), word_array(words, "words");
+  ResizeMasksBitsParams params;
+  word_array.expect_dtype({DType::i32}).expect_device(mask_array);
+  word_array.expect_shape({mask_array.size(0), (height + 31) / 32, -1});
+  params.words = word_array.view<3>();
+  params.resize = make_params(mask_array, {height, params.words.size[2]}, via, crop, threshold);
+  checked_area(height, params.words.size[2]);
+  launch_on(mask_array.device(), stream, params, cuda_only, FASTSEG_CUDA(resize_masks_bits_cuda));
+}
+
+}  // namespace
+
+void bind_resize_masks(py::module_& module) {
+  module.def("resize_masks", &resize, py::arg("masks"), py::arg("output"), py::arg("via"),
+             py::arg("crop"), py::arg("threshold"), py::arg("stream") = 0);
+  module.def("resize_masks_rle", &resize_rle, py::arg("masks"), py::arg("size"), py::arg("via"),
+             py::arg("crop"), py::arg("threshold"));
+  module.def("resize_masks_bits", &resize_bits, py::arg("masks"), py::arg("words"),
+             py::arg("height"), py::arg("via"), py::arg("crop"), py::arg("threshold"),
+             py::arg("stream") = 0);
+}
+
+}  // namespace fastseg

@@ -1,0 +1,154 @@
+"""From low-resolution mask logits to masks of the image's size, as booleans or run lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from fastseg import _C
+from fastseg.ops._registry import LIBRARY, stream_of
+from fastseg.ops.rle import RLE, rles_of_words, words_for
+
+_MASK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+LIBRARY.define(
+    "resize_masks(Tensor masks, SymInt[2] size, SymInt[] via, SymInt[] crop, float threshold) "
+    "-> Tensor"
+)
+
+
+@overload
+def resize_masks(
+    masks: Tensor,
+    size: tuple[int, int],
+    *,
+    threshold: float = 0.0,
+    via: tuple[int, int] | None = None,
+    crop: tuple[int, int] | None = None,
+    output: Literal["rle"] = "rle",
+) -> list[RLE]: ...
+
+
+@overload
+def resize_masks(
+    masks: Tensor,
+    size: tuple[int, int],
+    *,
+    threshold: float = 0.0,
+    via: tuple[int, int] | None = None,
+    crop: tuple[int, int] | None = None,
+    output: Literal["bool"],
+) -> Tensor: ...
+
+
+def resize_masks(
+    masks: Tensor,
+    size: tuple[int, int],
+    *,
+    threshold: float = 0.0,
+    via: tuple[int, int] | None = None,
+    crop: tuple[int, int] | None = None,
+    output: Literal["rle", "bool"] = "rle",
+) -> list[RLE] | Tensor:
+    """Resizes mask logits or probabilities bilinearly and tells which pixels lie above a threshold.
+
+    Models predict masks of a part of their input's size. They resize these to the input, cut off
+    its padding, resize the rest to the original image and compare with a threshold. This does all
+    of it at once, without ever holding the N x H x W resized values:
+
+    - SOLOv2 (mmdetection): probabilities, `threshold=0.5`, `via` four times their size, `crop` the
+      resized image, `size` the original image;
+    - Mask2Former and SAM: logits, `threshold=0`, `via` the padded input (SAM: 1024 x 1024), `crop`
+      the resized image, `size` the original image;
+    - YOLO and others with one resize: without `via`.
+
+    Results equal, bit for bit, torch's on the same kind of device, `F.interpolate(x, size,
+    mode="bilinear", align_corners=False)` for each resize of float32 masks [N, 1, h, w] (torch
+    2.14; others differ among each other in the last bits). torch's CPU kernel for resizing to
+    height + width <= 128 sums in another order than its CUDA kernel, so that there values at the
+    threshold may fall on the other side on CUDA, here as in torch.
+
+    Not differentiable.
+
+    Args:
+        masks: [N, h, w] or [N, 1, h, w]; computed in float32 whatever their type, any strides.
+        size: (height, width) of the result in pixels.
+        threshold: pixels of values > threshold are inside; NaN is outside.
+        via: (height, width) of the first of two resizes; None for one resize alone.
+        crop: (height, width) of what the second resize starts from: the top left part of the
+            first's result. The default is all of it.
+        output: "rle" for COCO's run lengths, for which no pixels are made (on CUDA the call waits
+            for the result), or "bool".
+
+    Returns:
+        For "rle" a list of N dicts {"size": [H, W], "counts": bytes}, for "bool" [N, H, W] bool.
+
+    Raises:
+        ValueError: a shape or output is wrong, a side is below 1, crop exceeds via or stands
+            without it, or (for "rle") the result has 2^32 pixels or more.
+    """
+    masks = _checked(masks)
+    if crop is not None and via is None:
+        raise ValueError(f"crop needs via, the size that it is a part of; got crop {tuple(crop)}")
+    stages = ([], []) if via is None else (list(via), list(via if crop is None else crop))
+    for name, sides in (("size", size), ("via", via), ("crop", crop)):
+        if sides is not None and (len(sides) != 2 or min(sides) < 1):
+            raise ValueError(f"{name} must be (height, width) of at least 1, got {tuple(sides)}")
+    if output == "rle":
+        return _run_lengths(masks, list(size), *stages, threshold)
+    if output != "bool":
+        raise ValueError(f"output must be 'rle' or 'bool', got {output!r}")
+    return torch.ops.fastseg.resize_masks(masks, list(size), *stages, threshold)
+
+
+def _checked(masks: Tensor) -> Tensor:
+    """Masks [N, h, w] of a type that the kernels read."""
+    shape = tuple(masks.shape)
+    if masks.dim() == 4 and shape[1] == 1:
+        masks = masks[:, 0]
+    if masks.dim() != 3:
+        raise ValueError(f"masks must have shape [N, h, w] or [N, 1, h, w], got {shape}")
+    if masks.dtype not in _MASK_DTYPES:
+        masks = masks.float()
+    return masks.detach()
+
+
+def _run_lengths(
+    masks: Tensor, size: list[int], via: list[int], crop: list[int], threshold: float
+) -> list[RLE]:
+    if not (masks.is_cuda or _C.build_info()["cuda_emulator"]):
+        return _C.resize_masks_rle(masks, size, via, crop, threshold)
+    height, width = size
+    words = words_for(len(masks), height, width, masks.device)
+    _C.resize_masks_bits(masks, words, height, via, crop, threshold, stream_of(masks))
+    return rles_of_words(words, height)
+
+
+@torch.library.impl(LIBRARY, "resize_masks", "CPU")
+@torch.library.impl(LIBRARY, "resize_masks", "CUDA")
+def _resize_masks(
+    masks: Tensor,
+    size: Sequence[int],
+    via: Sequence[int],
+    crop: Sequence[int],
+    threshold: float,
+) -> Tensor:
+    output = masks.new_empty((len(masks), *size), dtype=torch.bool)
+    # Older versions of torch export no bool.
+    pixels = output.view(torch.uint8)
+    _C.resize_masks(masks, pixels, list(via), list(crop), threshold, stream_of(output))
+    return output
+
+
+@torch.library.register_fake("fastseg::resize_masks")
+def _resize_masks_fake(
+    masks: Tensor,
+    size: Sequence[int],
+    via: Sequence[int],
+    crop: Sequence[int],
+    threshold: float,
+) -> Tensor:
+    return masks.new_empty((masks.shape[0], *size), dtype=torch.bool)

@@ -1,0 +1,30 @@
+"""Resizing of mask logits to masks, as models do after their last layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastseg.reference.rle import rle_encode
+
+
+def resize_masks(
+    masks: Tensor,
+    size: tuple[int, int],
+    *,
+    threshold: float = 0.0,
+    via: tuple[int, int] | None = None,
+    crop: tuple[int, int] | None = None,
+    output: str = "rle",
+) -> Tensor | list[dict[str, Any]]:
+    """See `fastseg.ops.resize_masks`."""
+    values = masks.float()[:, None]
+    if via is not None:
+        height, width = crop or via
+        values = F.interpolate(values, via, mode="bilinear", align_corners=False)
+        values = values[..., :height, :width]
+    values = F.interpolate(values, size, mode="bilinear", align_corners=False)
+    inside = values[:, 0] > threshold
+    return inside if output == "bool" else rle_encode(inside)
