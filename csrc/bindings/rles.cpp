@@ -133,6 +133,15 @@ std::vector<Rle> read_rles(const py::sequence& objects, bool complete, const cha
   return rles;
 }
 
+std::vector<Rle> read_shapes(const py::sequence& objects) {
+  std::vector<Rle> rles = read_rles(objects, true);
+  for (size_t n = 0; n < rles.size(); ++n) {
+    FASTSEG_CHECK(rles[n].width <= kMaxShapeColumns, "rles[", n,
+                  "] must have at most 2^24 columns, got ", rles[n].width);
+  }
+  return rles;
+}
+
 int64_t rles_per_task(const std::vector<Rle>& rles) {
   int64_t runs = 1;
   for (const Rle& rle : rles) runs += rle.toggles.size();

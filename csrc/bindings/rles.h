@@ -38,6 +38,11 @@ struct Rle {
 // end of the mask.
 std::vector<Rle> read_rles(const py::sequence& objects, bool complete, const char* name = "rles");
 
+// Work on shapes takes time and memory for every column, so a string must not ask for 2^32 of them.
+constexpr int64_t kMaxShapeColumns = 1 << 24;
+// Complete RLEs of at most that many columns.
+std::vector<Rle> read_shapes(const py::sequence& objects);
+
 py::dict make_rle(int64_t height, int64_t width, const std::string& counts);
 py::list make_rles(int64_t height, int64_t width, const std::vector<std::string>& counts);
 

@@ -1,9 +1,10 @@
-// From polygons, boxes and uncompressed RLEs of Python to RLEs.
+// From polygons, boxes and uncompressed RLEs of Python to RLEs, and from RLEs to polygons.
 #include <pybind11/numpy.h>
 
 #include <cmath>
 
 #include "bindings/rles.h"
+#include "rle/contours.h"
 #include "rle/polygons.h"
 
 namespace fastseg {
@@ -124,12 +125,87 @@ py::list compress(const py::sequence& objects) {
   return result;
 }
 
+// The corners of polygons, each from begin[i] to begin[i + 1], and the polygons of one region with
+// its holes, from region[i] to region[i + 1].
+struct Contours {
+  std::vector<Corner> corners;
+  std::vector<int64_t> begin, region;
+};
+
+Contours trace(ContourFinder* finder, const Rle& rle, bool join_holes) {
+  Contours found;
+  finder->find(rle.runs(), rle.height);
+  const std::vector<ContourFinder::Ring>& rings = finder->rings();
+  std::vector<std::vector<int64_t>> holes(rings.size());
+  for (size_t i = 0; i < rings.size(); ++i) {
+    if (rings[i].outer != static_cast<int64_t>(i)) holes[rings[i].outer].push_back(i);
+  }
+  for (size_t i = 0; i < rings.size(); ++i) {
+    if (rings[i].outer != static_cast<int64_t>(i)) continue;
+    found.region.push_back(found.begin.size());
+    found.begin.push_back(found.corners.size());
+    if (join_holes) {
+      finder->append_joined(rings[i], &found.corners);
+      continue;
+    }
+    finder->append_ring(rings[i], &found.corners);
+    for (int64_t hole : holes[i]) {
+      found.begin.push_back(found.corners.size());
+      finder->append_ring(rings[hole], &found.corners);
+    }
+  }
+  found.region.push_back(found.begin.size());
+  found.begin.push_back(found.corners.size());
+  return found;
+}
+
+py::list make_polygon(const Contours& found, int64_t i) {
+  py::list coordinates(2 * (found.begin[i + 1] - found.begin[i]));
+  for (int64_t c = found.begin[i]; c < found.begin[i + 1]; ++c) {
+    const int64_t at = 2 * (c - found.begin[i]);
+    coordinates[at] = found.corners[c].x;
+    coordinates[at + 1] = found.corners[c].y;
+  }
+  return coordinates;
+}
+
+// join_holes: a list of polygons for each RLE; else a list of lists, the outer contour and the
+// holes of each region.
+py::list to_polygons(const py::sequence& objects, bool join_holes) {
+  const std::vector<Rle> rles = read_shapes(objects);
+  std::vector<Contours> found(rles.size());
+  {
+    py::gil_scoped_release release;
+    parallel_for(rles.size(), rles_per_task(rles), [&](int64_t begin, int64_t end) {
+      ContourFinder finder;
+      for (int64_t n = begin; n < end; ++n) found[n] = trace(&finder, rles[n], join_holes);
+    });
+  }
+  py::list result(rles.size());
+  for (size_t n = 0; n < rles.size(); ++n) {
+    const std::vector<int64_t>& region = found[n].region;
+    py::list polygons(region.size() - 1);
+    for (size_t r = 0; r + 1 < region.size(); ++r) {
+      if (join_holes) {
+        polygons[r] = make_polygon(found[n], region[r]);
+        continue;
+      }
+      py::list rings(region[r + 1] - region[r]);
+      for (size_t i = 0; i < rings.size(); ++i) rings[i] = make_polygon(found[n], region[r] + i);
+      polygons[r] = rings;
+    }
+    result[n] = polygons;
+  }
+  return result;
+}
+
 }  // namespace
 
 void bind_rle_polygons(py::module_& module) {
   module.def("rle_from_polygons", &from_polygons, py::arg("polygons"), py::arg("height"),
              py::arg("width"));
   module.def("rle_from_boxes", &from_boxes, py::arg("boxes"), py::arg("height"), py::arg("width"));
+  module.def("rle_to_polygons", &to_polygons, py::arg("rles"), py::arg("join_holes"));
   module.def("rle_compress", &compress, py::arg("rles"));
 }
 

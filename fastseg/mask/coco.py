@@ -1,18 +1,4 @@
-"""Drop-in for `pycocotools.mask`, and more on run lengths: NumPy in, NumPy out, no torch.
-
-The functions of pycocotools have its argument order, result types and bytes. They are more liberal
-in what they take (any integer type, any memory order, counts as bytes, str or a list of ints,
-tuples, boxes as lists; a pixel that is not 0 is inside), use all processors, and differ only where
-pycocotools crashes or gives what depends on uninitialised memory:
-
-- ValueError for malformed strings, counts that go past the end of the mask or, where pixels past
-  their end matter, stop before it, and for 2^32 pixels or more;
-- ValueError for masks of unlike sizes decoded or merged together (pycocotools merges them to a mask
-  of size [0, 0]; `iou` gives -1, as there);
-- ValueError for coordinates that are NaN, infinite or beyond 429,496,728, and for an odd number;
-- merged masks have no runs of length 0; masks made of such runs alone have the box [0, 0, 0, 0];
-- `area` takes more than 255 RLEs, and `frPyObjects` an empty list or one polygon alone.
-"""
+"""The functions of `pycocotools.mask`; what differs is told in `fastseg.mask`."""
 
 from __future__ import annotations
 
@@ -23,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastseg import _C
-
-__all__ = ["area", "boundary", "decode", "encode", "frPyObjects", "iou", "merge", "toBbox"]
 
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes | str | list[int]}
 
@@ -58,7 +42,7 @@ def decode(rleObjs: Sequence[RLE] | RLE) -> NDArray[np.uint8]:
     Raises:
         ValueError: a string is malformed, counts do not sum to H * W, or sizes differ.
     """
-    height, width, toggles, offsets = _C.rle_parse(_as_list(rleObjs))
+    height, width, toggles, offsets = _C.rle_parse(as_list(rleObjs))
     masks = np.empty((height, width, len(offsets) - 1), dtype=np.uint8, order="F")
     _C.rle_fill(toggles, offsets, masks.transpose(2, 0, 1))
     return masks[:, :, 0] if isinstance(rleObjs, dict) else masks
@@ -76,7 +60,7 @@ def area(rleObjs: Sequence[RLE] | RLE) -> NDArray[np.uint32] | np.uint32:
     Raises:
         ValueError: a string is malformed, or counts go past the end of the mask.
     """
-    areas = _C.rle_area(_as_list(rleObjs))
+    areas = _C.rle_area(as_list(rleObjs))
     return areas[0] if isinstance(rleObjs, dict) else areas
 
 
@@ -94,7 +78,7 @@ def toBbox(rleObjs: Sequence[RLE] | RLE) -> NDArray[np.float64]:
     Raises:
         ValueError: a string is malformed, or counts go past the end of the mask.
     """
-    boxes = _C.rle_to_bbox(_as_list(rleObjs))
+    boxes = _C.rle_to_bbox(as_list(rleObjs))
     return boxes[0] if isinstance(rleObjs, dict) else boxes
 
 
@@ -182,36 +166,7 @@ def frPyObjects(pyobj: Any, h: int, w: int) -> Any:
     return _C.rle_from_polygons(pyobj, int(h), int(w))
 
 
-def boundary(
-    rles: Sequence[RLE] | RLE, dilation_ratio: float = 0.02, dilation: int | None = None
-) -> Any:
-    """Takes the inner boundary of masks: their pixels close to a pixel outside.
-
-    A pixel is part of it when a pixel at most `dilation` rows and columns away lies outside the
-    mask or the image. This is `mask - erode(mask)` with a 3 x 3 square `dilation` times.
-
-    Source: Cheng et al., "Boundary IoU", CVPR 2021; the pixels are those of its code.
-
-    Args:
-        rles: one RLE or a list of N, of any sizes.
-        dilation_ratio: the dilation as a share of the image's diagonal, from 0 to 1; the product is
-            rounded half to even and at least 1. Cityscapes uses 0.005.
-        dilation: in pixels, instead of the ratio.
-
-    Returns:
-        One RLE for each.
-
-    Raises:
-        ValueError: a string is malformed, counts do not sum to H * W, the ratio is outside 0 to 1
-            or the dilation below 1.
-    """
-    if dilation is not None and dilation < 1:
-        raise ValueError(f"dilation must be from 1 to 2^32 - 1 pixels, got {dilation}")
-    boundaries = _C.rle_boundary(_as_list(rles), dilation_ratio, dilation or 0)
-    return boundaries[0] if isinstance(rles, dict) else boundaries
-
-
-def _as_list(rles: Sequence[RLE] | RLE) -> Sequence[RLE]:
+def as_list(rles: Sequence[RLE] | RLE) -> Sequence[RLE]:
     return [rles] if isinstance(rles, dict) else rles
 
 
