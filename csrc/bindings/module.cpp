@@ -9,6 +9,8 @@ namespace py = pybind11;
 
 namespace fastseg {
 
+void bind_annotations(py::module_& module);
+void bind_evaluation(py::module_& module);
 void bind_label_pairs(py::module_& module);
 void bind_mask_iou(py::module_& module);
 void bind_nms(py::module_& module);
@@ -64,6 +66,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "fastseg's kernels: see fastseg.ops for the functions to call.";
   module.def("build_info", &fastseg::build_info, "How this binary was built and what it uses.");
+  fastseg::bind_annotations(module);
+  fastseg::bind_evaluation(module);
   fastseg::bind_label_pairs(module);
   fastseg::bind_mask_iou(module);
   fastseg::bind_nms(module);

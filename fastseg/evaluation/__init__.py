@@ -4,6 +4,8 @@ An evaluator takes results with `update`, image by image or all at once, and `co
 numbers, over the results of all processes where `torch.distributed` runs.
 """
 
+from fastseg.evaluation.coco import COCOEvaluator
+from fastseg.evaluation.coco_dataset import COCO
 from fastseg.evaluation.evaluator import Evaluator
 from fastseg.evaluation.panoptic import PanopticEvaluator, evaluate_panoptic
 from fastseg.evaluation.panoptic_files import (
@@ -14,6 +16,8 @@ from fastseg.evaluation.panoptic_files import (
 )
 
 __all__ = [
+    "COCO",
+    "COCOEvaluator",
     "Evaluator",
     "PanopticEvaluator",
     "evaluate_panoptic",
