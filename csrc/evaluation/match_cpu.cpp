@@ -109,8 +109,9 @@ class Matcher {
 
   bool decode(const Objects& objects, int64_t index, bool of_truth, int64_t position,
               MaskSet* masks) {
+    const bool needs_boxes = segment_->num_truths > 0;
     const int64_t* const size = p_.image_sizes + 2 * objects.images[index];
-    std::string text = masks->read(objects, index, size, position);
+    std::string text = masks->read(objects, index, size, needs_boxes, position);
     if (!text.empty()) error_ = {of_truth, index, std::move(text)};
     return error_.index < 0;
   }

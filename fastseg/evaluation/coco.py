@@ -122,7 +122,7 @@ class DetectionEvaluator(Evaluator):
     def _check(self, columns: Columns, of_truth: bool) -> None:
         """ValueError for the first entry that lacks what the metrics need."""
         images = self.ground_truth.positions(columns.image_ids)
-        lacks: dict[str, NDArray[np.bool_]] = {}
+        lacks: dict[str, Any] = {}
         if of_truth:
             lacks["has no area"] = np.isnan(columns.areas)
         else:
@@ -131,15 +131,15 @@ class DetectionEvaluator(Evaluator):
         if self._needs_boxes(of_truth, columns):
             lacks["has no bbox, or NaN in it"] = np.isnan(columns.boxes).any(axis=1)
         if self._needs_masks(of_truth, columns):
-            ends = columns.mask_ends
             empty = (columns.sizes[:, 0] < 0) & (np.diff(columns.polygon_ends, prepend=0) == 0)
             lacks["has no segmentation"] = columns.mask_counts() == 0
             if empty.any():
                 holds = np.concatenate([[0], np.cumsum(empty)])
-                lacks["has an empty segmentation"] = holds[ends] > holds[ends - 1].clip(0)
+                ends = columns.mask_ends
+                begins = ends - columns.mask_counts()
+                lacks["has an empty segmentation"] = holds[ends] > holds[begins]
         for what, where in lacks.items():
-            if of_truth:
-                where = where & (images >= 0)
+            where &= (images >= 0) | (not of_truth)
             if where.any():
                 raise ValueError(f"{self._name_of(columns, of_truth, int(where.argmax()))} {what}")
 
@@ -149,7 +149,7 @@ class DetectionEvaluator(Evaluator):
             ids = np.unique(columns.category_ids[unknown])
             shown = ", ".join(str(one) for one in ids[:10]) + (" ..." if len(ids) > 10 else "")
             warnings.warn(
-                f"{unknown.sum()} results are left out: the ground truth lacks the categories {shown}",
+                f"{unknown.sum()} results are left out: the ground truth lacks categories {shown}",
                 stacklevel=3,
             )
 
@@ -251,7 +251,7 @@ class COCOEvaluator(DetectionEvaluator):
             self.thresholds = np.array(iou_thresholds, np.float64)
             if (
                 self.thresholds.size == 0
-                or not ((0 < self.thresholds) & (self.thresholds <= 1)).all()
+                or not ((self.thresholds > 0) & (self.thresholds <= 1)).all()
             ):
                 raise ValueError(f"iou_thresholds must be in (0, 1], got {iou_thresholds!r}")
         if not 0 < dilation_ratio <= 1:

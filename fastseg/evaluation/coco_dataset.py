@@ -70,7 +70,7 @@ class COCO:
             self._categories = part("categories")
             self._index()
             if self.has_integer_ids and "annotations" in members:
-                self.columns = Columns.from_json(text, *members["annotations"], "annotations")
+                self.columns = Columns.from_json(text, members["annotations"], "annotations")
             else:
                 self.columns = self._columns_of(part("annotations"), "annotations")
 
@@ -247,10 +247,10 @@ class COCO:
         Args:
             resFile: path of a JSON file, or the list of results.
         """
+        entries: Any = resFile
         if isinstance(resFile, (str, Path)):
-            with open(resFile, encoding="utf-8") as file:
-                resFile = json.load(file)
-        results = [dict(result) for result in resFile]
+            entries = json.loads(Path(resFile).read_bytes())
+        results = [dict(entry) for entry in entries]
         unknown = {result["image_id"] for result in results} - self.imgs.keys()
         if unknown:
             raise ValueError(f"results are of images that the dataset lacks: {sorted(unknown)[:5]}")

@@ -77,9 +77,15 @@ class Columns:
         return cls(**_C.annotations_from_dicts(list(entries), name))
 
     @classmethod
-    def from_json(cls, text: bytes | mmap.mmap, begin: int, end: int, name: str) -> Columns:
-        """Reads annotations or results from the JSON array `text[begin:end]`."""
-        return cls(**_C.annotations_from_json(text, begin, end, name))
+    def from_json(cls, text: bytes | mmap.mmap, place: tuple[int, int], name: str) -> Columns:
+        """Reads annotations or results from the JSON array at `place` in a text.
+
+        Args:
+            text: as bytes.
+            place: where the array begins and ends.
+            name: what to call the entries in errors.
+        """
+        return cls(**_C.annotations_from_json(text, *place, name))
 
     @classmethod
     def from_file(cls, path: str | Path, name: str, with_masks: bool = True) -> Columns:
