@@ -210,6 +210,13 @@ void add_entry(const py::dict& entry, Annotations* found) {
   if (const py::handle value = item(entry, "id")) one.id = integer_of(value, "id");
   if (const py::handle value = item(entry, "score")) one.score = number_of(value, "score");
   if (const py::handle value = item(entry, "area")) one.area = number_of(value, "area");
+  if (const py::handle frames = item(entry, "areas")) {
+    MeanArea mean;
+    for_each(frames, "areas", [&](Py_ssize_t, py::handle area) {
+      if (!area.is_none()) mean.add(number_of(area, "areas"));
+    });
+    one.area = mean.value();
+  }
   if (const py::handle value = item(entry, "iscrowd")) one.crowd = number_of(value, "iscrowd") != 0;
   if (const py::handle value = item(entry, "ignore")) one.ignore = number_of(value, "ignore") != 0;
   if (const py::handle box = item(entry, "bbox")) {

@@ -7,6 +7,7 @@ numbers, over the results of all processes where `torch.distributed` runs.
 from fastseg.evaluation.coco import COCOEvaluator
 from fastseg.evaluation.coco_dataset import COCO
 from fastseg.evaluation.evaluator import Evaluator
+from fastseg.evaluation.lvis import LVISEvaluator
 from fastseg.evaluation.panoptic import PanopticEvaluator, evaluate_panoptic
 from fastseg.evaluation.panoptic_files import (
     id2rgb,
@@ -14,12 +15,15 @@ from fastseg.evaluation.panoptic_files import (
     panoptic_to_instances,
     rgb2id,
 )
+from fastseg.evaluation.video import YouTubeVISEvaluator
 
 __all__ = [
     "COCO",
     "COCOEvaluator",
     "Evaluator",
+    "LVISEvaluator",
     "PanopticEvaluator",
+    "YouTubeVISEvaluator",
     "evaluate_panoptic",
     "id2rgb",
     "panoptic_results",

@@ -18,6 +18,8 @@ RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 
 # Least and largest area in pixels, both inside: of all objects, small, medium and large ones.
 COCO_RANGES = ((0, 1e5**2), (0, 32**2), (32**2, 96**2), (96**2, 1e5**2))
+# Without objects of no area, which the package lvis leaves out.
+LVIS_RANGES = tuple((max(low, float(np.nextafter(0, 1))), high) for low, high in COCO_RANGES)
 VIDEO_RANGES = ((0, 1e5**2), (0, 128**2), (128**2, 256**2), (256**2, 1e5**2))
 RANGE_LETTERS = ("", "s", "m", "l")
 
@@ -133,6 +135,18 @@ def precision_means(curves: Curves, thresholds: NDArray[np.float64]) -> dict[str
         found[f"AP{percent}"] = mean(precision[thresholds == percent / 100, ..., 0])
     for number, letter in enumerate(RANGE_LETTERS[1:], 1):
         found[f"AP{letter}"] = mean(precision[..., number])
+    return found
+
+
+def detection_summary(
+    curves: Curves, thresholds: NDArray[np.float64], max_dets: Sequence[int]
+) -> dict[str, Any]:
+    """COCO's twelve numbers; as many AR of all areas as there are limits of detections."""
+    found = precision_means(curves, thresholds)
+    for number, limit in enumerate(max_dets):
+        found[f"AR{limit}"] = mean(curves.recall[:, :, 0, number])
+    for number, letter in enumerate(RANGE_LETTERS[1:], 1):
+        found[f"AR{letter}"] = mean(curves.recall[:, :, number, -1])
     return found
 
 

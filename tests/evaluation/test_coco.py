@@ -67,11 +67,11 @@ def test_area_of_detections_with_boxes_and_masks():
     truth, results = stored("balloon"), stored("balloon_results")
     expected = EXPECTED["balloon"]["detectron2_results"]
     by_mask = evaluate(truth, results, "segm")
-    by_box = evaluate(truth, results, "segm", detection_area="pycocotools")
+    by_box = evaluate(truth, results, "segm", detection_area="box")
     assert_same_numbers(by_mask, expected["segm"])
     assert_same_numbers(by_box, expected["segm_area_from_bbox_field"])
     assert [name for name in NAMES if by_mask[name] != by_box[name]] != []
-    alone = evaluate(truth, without_boxes(results), "segm", detection_area="pycocotools")
+    alone = evaluate(truth, without_boxes(results), "segm", detection_area="box")
     assert_same_numbers(alone, expected["segm"])
 
 
@@ -97,7 +97,7 @@ def test_random_datasets_as_pycocotools(seed, metric, use_categories, max_dets, 
     if not has_boxes:
         results = without_boxes(results)
     options = {"use_categories": use_categories, "max_dets": max_dets}
-    ours = evaluate(truth, results, metric, detection_area="pycocotools", **options)
+    ours = evaluate(truth, results, metric, detection_area="box", **options)
     peer = pycocotools(truth, results, metric, useCats=int(use_categories), maxDets=list(max_dets))
     assert_same_curves(ours, peer)
     if max_dets == (1, 10, 100):

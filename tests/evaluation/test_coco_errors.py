@@ -119,7 +119,7 @@ def test_malformed_ground_truth(metric, missing, message):
         ({"max_dets": ()}, "max_dets must be positive"),
         ({"max_dets": (0, 10)}, "max_dets must be positive"),
         ({"iou_thresholds": (0, 0.5)}, "iou_thresholds must be in"),
-        ({"detection_area": "box"}, "detection_area must be one of mask, pycocotools"),
+        ({"detection_area": "boxes"}, "detection_area must be one of mask, box"),
         ({"dilation_ratio": 0}, "dilation_ratio must be in"),
     ],
 )
