@@ -13,6 +13,7 @@ void bind_annotations(py::module_& module);
 void bind_evaluation(py::module_& module);
 void bind_label_pairs(py::module_& module);
 void bind_mask_iou(py::module_& module);
+void bind_ms_deform_attn(py::module_& module);
 void bind_nms(py::module_& module);
 void bind_pack_masks(py::module_& module);
 void bind_paste_masks(py::module_& module);
@@ -70,6 +71,7 @@ PYBIND11_MODULE(_C, module) {
   fastseg::bind_evaluation(module);
   fastseg::bind_label_pairs(module);
   fastseg::bind_mask_iou(module);
+  fastseg::bind_ms_deform_attn(module);
   fastseg::bind_nms(module);
   fastseg::bind_pack_masks(module);
   fastseg::bind_paste_masks(module);

@@ -146,6 +146,16 @@ struct alignas(sizeof(T) * N) Vec {
   __device__ void store(T* to) const { *reinterpret_cast<Vec*>(to) = *this; }
 };
 
+// Adds 4 floats to memory that other threads add to; the addresses must be aligned to 16 bytes. One
+// instruction on sm_90 and newer.
+__device__ inline void atomic_add_vector(float* to, const float* values) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  atomicAdd(reinterpret_cast<float4*>(to), make_float4(values[0], values[1], values[2], values[3]));
+#else
+  for (int i = 0; i < 4; ++i) atomicAdd(to + i, values[i]);
+#endif
+}
+
 // ---- Warp collectives: all 32 lanes must call them ----------------------------------------------
 
 __device__ inline int thread_rank() {

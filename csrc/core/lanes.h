@@ -91,6 +91,23 @@ FASTSEG_HD Lanes<double> multiply_add(double a, Lanes<double> b, Lanes<double> c
 #endif
 }
 
+// The sum over all lanes: halves are added until one lane is left.
+template <class Acc>
+FASTSEG_HD Acc sum_lanes(const Lanes<Acc>& lanes) {
+  Acc values[kLanes<Acc>];
+  memcpy(values, &lanes, sizeof(lanes));
+  for (int half = kLanes<Acc> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) values[i] += values[i + half];
+  }
+  return values[0];
+}
+#if defined(__AVX512F__)
+template <>
+FASTSEG_HD float sum_lanes<float>(const Lanes<float>& lanes) {
+  return _mm512_reduce_add_ps(lanes);
+}
+#endif
+
 // A square of kLanes registers transposed in place: log2(kLanes) rounds of interleaving register
 // i with register i + kLanes / 2.
 template <class Acc, int... I>

@@ -1,6 +1,7 @@
 """The ops: functions on torch tensors, on the CPU and on CUDA."""
 
 from fastseg.ops.mask_iou import mask_iou
+from fastseg.ops.ms_deform_attn import ms_deform_attn
 from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pack_masks import PackedMasks, pack_masks, unpack_masks
 from fastseg.ops.paste_masks import paste_masks
@@ -13,6 +14,7 @@ __all__ = [
     "PaddedRles",
     "batched_nms",
     "mask_iou",
+    "ms_deform_attn",
     "multi_scale_roi_align",
     "nms",
     "pack_masks",

@@ -2,6 +2,7 @@
 
 from fastseg.reference import mask
 from fastseg.reference.mask_iou import mask_iou
+from fastseg.reference.ms_deform_attn import ms_deform_attn
 from fastseg.reference.nms import batched_nms, nms
 from fastseg.reference.pack_masks import pack_masks, unpack_masks
 from fastseg.reference.paste_masks import paste_masks
@@ -13,6 +14,7 @@ __all__ = [
     "batched_nms",
     "mask",
     "mask_iou",
+    "ms_deform_attn",
     "multi_scale_roi_align",
     "nms",
     "pack_masks",

@@ -47,11 +47,11 @@ To bit_cast(From from) {
 
 // CUDA's float to integer conversion: NaN gives 0, and what does not fit saturates.
 template <class To>
-To to_integer(float rounded) {
+To to_integer(double rounded) {
   using Limits = std::numeric_limits<To>;
   if (isnan(rounded)) return 0;
-  if (rounded >= ldexpf(1.0f, Limits::digits)) return Limits::max();
-  if (rounded < static_cast<float>(Limits::min())) return Limits::min();
+  if (rounded >= ldexp(1.0, Limits::digits)) return Limits::max();
+  if (rounded < static_cast<double>(Limits::min())) return Limits::min();
   return static_cast<To>(rounded);
 }
 }  // namespace cuda_emulator
@@ -72,6 +72,7 @@ inline unsigned __float2uint_rz(float x) { return cuda_emulator::to_integer<unsi
 inline float __int2float_rn(int x) { return static_cast<float>(x); }
 inline float __uint2float_rn(unsigned x) { return static_cast<float>(x); }
 inline float __double2float_rn(double x) { return static_cast<float>(x); }
+inline long long __double2ll_rn(double x) { return cuda_emulator::to_integer<long long>(rint(x)); }
 
 // ---- Floating point ----------------------------------------------------------------------------
 

@@ -1,0 +1,49 @@
+// Multi-scale deformable attention (Zhu et al., Deformable DETR, 2021, Eq. 3): each query and head
+// takes the weighted sum of bilinear samples of the value maps of all levels.
+#pragma once
+
+#include "core/device.h"
+#include "core/view.h"
+
+namespace fastseg {
+
+constexpr int kMaxAttentionLevels = 8;
+
+// Where level l lies in the rows of `value`: by value where the host knows it, else (shapes.data
+// set) in device memory, so that nobody has to wait for it.
+struct LevelTable {
+  int64_t height[kMaxAttentionLevels] = {};
+  int64_t width[kMaxAttentionLevels] = {};
+  int64_t start[kMaxAttentionLevels] = {};
+  View<2> shapes;  // [L, 2] int64: height, width; CUDA alone
+  View<1> starts;  // [L] int64; CUDA alone
+};
+
+struct MsDeformAttnParams {
+  View<4> value;      // [B, S, M, D], any strides
+  LevelTable levels;  // a level that does not fit S gives NaN on CUDA
+  View<6> locations;  // [B, Q, M, L, P, 2]: x, y in units of the map's width and height
+  View<5> weights;    // [B, Q, M, L, P]
+  View<4> output;     // [B, Q, M, D], written
+};
+
+void ms_deform_attn_forward_cpu(const MsDeformAttnParams& params);
+void ms_deform_attn_forward_cuda(const MsDeformAttnParams& params, cudaStream_t stream);
+
+// locations, weights and all gradients but that of the output are of accumulation type.
+struct MsDeformAttnBackwardParams {
+  MsDeformAttnParams forward;  // its output is the output's gradient, read
+  View<4> grad_value;          // [B, S, M, D], zeros on entry, written; last stride 1
+  View<6> grad_locations;      // as locations, contiguous, written
+  View<5> grad_weights;        // as weights, contiguous, written
+  // CUDA, or null data: sums in fixed point, which do not depend on their order.
+  View<4> fixed_point;  // [B, S, M, D] int64, zeros on entry
+  View<1> largest;      // [2] float32: the greatest |grad_output| and |weight|
+};
+
+// Deterministic: a task owns the values of one image and head and adds the queries in order.
+void ms_deform_attn_backward_cpu(const MsDeformAttnBackwardParams& params);
+// Adds with atomics; deterministic with `fixed_point`, and then NaN where a gradient is infinite.
+void ms_deform_attn_backward_cuda(const MsDeformAttnBackwardParams& params, cudaStream_t stream);
+
+}  // namespace fastseg
