@@ -4,6 +4,7 @@ An evaluator takes results with `update`, image by image or all at once, and `co
 numbers, over the results of all processes where `torch.distributed` runs.
 """
 
+from fastseg.evaluation.cityscapes import CityscapesInstanceEvaluator
 from fastseg.evaluation.coco import COCOEvaluator
 from fastseg.evaluation.coco_dataset import COCO
 from fastseg.evaluation.evaluator import Evaluator
@@ -15,14 +16,17 @@ from fastseg.evaluation.panoptic_files import (
     panoptic_to_instances,
     rgb2id,
 )
+from fastseg.evaluation.semantic import SemanticEvaluator
 from fastseg.evaluation.video import YouTubeVISEvaluator
 
 __all__ = [
     "COCO",
     "COCOEvaluator",
+    "CityscapesInstanceEvaluator",
     "Evaluator",
     "LVISEvaluator",
     "PanopticEvaluator",
+    "SemanticEvaluator",
     "YouTubeVISEvaluator",
     "evaluate_panoptic",
     "id2rgb",

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -313,25 +311,3 @@ def test_results_files_that_do_not_fit(tmp_path, change, text):
         evaluate_panoptic(
             DATA / "ground_truth.json", None, tmp_path / "results.json", DATA / "results"
         )
-
-
-def _evaluate_part(rank: int, address: str, found) -> None:
-    world = len(found)
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-    evaluator = PanopticEvaluator(DATA / "ground_truth.json")
-    annotations = read("results.json")["annotations"]
-    for annotation in annotations[rank::world] + ([annotations[0]] if rank == 1 else []):
-        path = DATA / "results" / annotation["file_name"]
-        evaluator.update(annotation["image_id"], path, annotation["segments_info"])
-    found[rank] = evaluator.compute()
-    torch.distributed.destroy_process_group()
-
-
-def test_processes_share_their_results(tmp_path):
-    """19 images for 2 processes; as a sampler that fills up does, one image comes in both."""
-    alone = evaluate_panoptic(DATA / "ground_truth.json", None, DATA / "results.json")
-    with torch.multiprocessing.Manager() as manager:
-        found = manager.list([None, None])
-        address = f"file://{tmp_path}/rendezvous"
-        torch.multiprocessing.spawn(_evaluate_part, (address, found), nprocs=2)
-        assert list(found) == [alone, alone]
