@@ -1,4 +1,5 @@
-"""The command `fastseg`: `fastseg segment` finds instances, `fastseg doctor` checks the machine.
+"""The command `fastseg`: `segment` finds instances, `evaluate` compares results with annotations,
+`doctor` checks the machine.
 
 Exit status: 0 everything done, 1 some image or check failed, 2 wrong usage, 130 interrupted.
 """
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     import fastseg
+    from fastseg import cli_evaluate
 
     parser = argparse.ArgumentParser(prog="fastseg", description="Fast instance segmentation.")
     parser.add_argument("--version", action="version", version=f"fastseg {fastseg.__version__}")
@@ -95,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--batch-size", type=_batch_size, metavar="N", help="default: 8, on a CPU 1"
     )
+
+    cli_evaluate.add_command(commands)
 
     doctor = commands.add_parser(
         "doctor",
@@ -149,7 +153,7 @@ def _segment(options: argparse.Namespace) -> int:
         if "coco" in options.formats:
             coco = stack.enter_context(coco_results(options.output))
         outputs = _Outputs(options, paths, coco)
-        advance = stack.enter_context(_progress(len(paths)))
+        advance = stack.enter_context(progress("Segmenting", len(paths)))
         try:
             for prediction in predictor.stream(paths):
                 source, image, instances = prediction.source, prediction.image, prediction.instances
@@ -242,17 +246,17 @@ class _Outputs:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on the terminal for several images; gives the function that advances it."""
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on the terminal for several steps; gives the function that advances it."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     hidden = total < 2 or not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, transient=True) as progress:
-        task = progress.add_task("Segmenting", total=total)
-        yield lambda: progress.advance(task)
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
 
 
 def _table() -> Table:

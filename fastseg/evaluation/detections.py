@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ class DetectionEvaluator(Evaluator):
     def reset(self) -> None:
         """Forgets all results."""
         self._parts: list[Columns] = []
+
+    @abstractmethod
+    def compute(self, per_category: bool = False, curves: bool = False) -> dict[str, Any]:
+        """The numbers of each metric; each evaluator says which."""
 
     def update(self, results: Any) -> None:
         """Adds results of some images, each image in one call.
