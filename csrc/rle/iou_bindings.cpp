@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "bindings/rles.h"
-#include "rle/iou.h"
+#include "mask_iou/mask_iou.h"
 
 namespace fastseg {
 namespace {
@@ -20,72 +20,115 @@ std::vector<uint8_t> read_crowd(const py::object& crowd, int64_t size) {
   return flags;
 }
 
-std::vector<Shape> shapes_of(const std::vector<Rle>& rles) {
-  std::vector<Shape> shapes(rles.size());
-  parallel_for(rles.size(), rles_per_task(rles), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      shapes[n] = shape_of(rles[n].runs(), rles[n].height, rles[n].width);
-    }
-  });
-  return shapes;
+// One side of the matrix.
+struct Side {
+  std::vector<Runs> runs;
+  std::vector<PixelBox> boxes;
+  std::vector<int64_t> areas;
+
+  explicit Side(const std::vector<Rle>& rles)
+      : runs(rles.size()), boxes(rles.size()), areas(rles.size()) {
+    parallel_for(rles.size(), rles_per_task(rles), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        runs[n] = rles[n].runs();
+        boxes[n] = box_of(runs[n], rles[n].height);
+        areas[n] = area_of(runs[n]);
+      }
+    });
+  }
+};
+
+// -1 for masks of unlike sizes whose boxes overlap. A crowd counts as no larger than what it shares
+// with the detection.
+double iou_of(const Rle& detection, const Rle& object, bool boxes_overlap, int64_t common,
+              int64_t detection_area, int64_t object_area, bool crowd) {
+  const bool same_size = detection.height == object.height && detection.width == object.width;
+  if (!same_size) return boxes_overlap ? -1 : 0;
+  if (common == 0) return 0;
+  return static_cast<double>(common) /
+         static_cast<double>(crowd ? detection_area : detection_area + object_area - common);
 }
 
 Matrix mask_iou(const py::sequence& detections, const py::sequence& objects,
                 const py::object& crowd) {
+  const bool symmetric = detections.is(objects);
   const std::vector<Rle> rles = read_rles(detections, false, "dt");
-  const std::vector<Rle> object_rles = read_rles(objects, false, "gt");
-  const int64_t m = rles.size(), n = object_rles.size();
+  const std::vector<Rle> object_rles =
+      symmetric ? std::vector<Rle>() : read_rles(objects, false, "gt");
+  const std::vector<Rle>& others = symmetric ? rles : object_rles;
+  const int64_t m = rles.size(), n = others.size();
   const std::vector<uint8_t> is_crowd = read_crowd(crowd, n);
   Matrix ious({m, n});
   double* const out = ious.mutable_data();
   py::gil_scoped_release release;
-  const std::vector<Shape> rows = shapes_of(rles), columns = shapes_of(object_rles);
-  const int64_t columns_per_task = rles_per_task(rles) / std::max<int64_t>(m, 1);
-  parallel_for(n, columns_per_task, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      for (int64_t d = 0; d < m; ++d) {
-        out[g * m + d] = iou_of(rows[d], columns[g], is_crowd[g]);
-      }
+  const Side rows(rles), columns(others);
+  std::vector<int64_t> common(m * n);  // a row for each object, as Fortran order has it
+  RunIntersectionsParams params;
+  params.runs_a = columns.runs.data();
+  params.boxes_a = columns.boxes.data();
+  params.num_a = n;
+  params.runs_b = rows.runs.data();
+  params.boxes_b = rows.boxes.data();
+  params.num_b = m;
+  params.intersections = common.data();
+  params.symmetric = symmetric;
+  run_intersections_cpu(params);
+  for (int64_t g = 0; g < n; ++g) {
+    for (int64_t d = 0; d < m; ++d) {
+      out[g * m + d] = iou_of(rles[d], others[g], overlap(rows.boxes[d], columns.boxes[g]),
+                              common[g * m + d], rows.areas[d], columns.areas[g], is_crowd[g]);
     }
-  });
+  }
   return ious;
 }
 
-// As fmin and fmax, which are calls: a NaN gives way to the other.
-double lesser(double a, double b) { return a < b || std::isnan(b) ? a : b; }
-double greater(double a, double b) { return a > b || std::isnan(b) ? a : b; }
+// Boxes (left, top, width, height), each number in its own array.
+struct Boxes {
+  std::vector<double> x0, y0, x1, y1, area;
 
-// Boxes as left, top, width, height.
-double box_iou_of(const double* a, const double* b, bool crowd) {
-  const double width = lesser(a[2] + a[0], b[2] + b[0]) - greater(a[0], b[0]);
-  if (width <= 0) return 0;
-  const double height = lesser(a[3] + a[1], b[3] + b[1]) - greater(a[1], b[1]);
-  if (height <= 0) return 0;
-  const double common = width * height, area = a[2] * a[3];
-  return common / (crowd ? area : area + b[2] * b[3] - common);
+  explicit Boxes(const Array& array) {
+    array.expect_dtype({DType::f64}).expect_shape({-1, 4});
+    const View<2> view = array.view<2>();
+    for (int64_t n = 0; n < view.size[0]; ++n) {
+      const double left = *view.at<double>(n, 0), top = *view.at<double>(n, 1);
+      const double width = *view.at<double>(n, 2), height = *view.at<double>(n, 3);
+      x0.push_back(left);
+      y0.push_back(top);
+      x1.push_back(width + left);
+      y1.push_back(height + top);
+      area.push_back(width * height);
+    }
+  }
+  int64_t size() const { return area.size(); }
+};
+
+// As fmin and fmax, but no calls: a NaN gives way to the other.
+inline double lesser(double a, double b) { return b != b ? a : a < b ? a : b; }
+inline double greater(double a, double b) { return b != b ? a : a > b ? a : b; }
+
+// Column g of the matrix. No branch, so that the compiler takes several detections at a time.
+void box_column(const Boxes& dt, const Boxes& gt, int64_t g, bool crowd, double* __restrict out) {
+  const double x0 = gt.x0[g], y0 = gt.y0[g], x1 = gt.x1[g], y1 = gt.y1[g];
+  const double area = gt.area[g];
+  for (int64_t d = 0; d < dt.size(); ++d) {
+    const double width = lesser(dt.x1[d], x1) - greater(dt.x0[d], x0);
+    const double height = lesser(dt.y1[d], y1) - greater(dt.y0[d], y0);
+    const double common = width * height;
+    const double whole = crowd ? dt.area[d] : dt.area[d] + area - common;
+    const double iou = common / whole;
+    out[d] = width <= 0 ? 0 : height <= 0 ? 0 : iou;
+  }
 }
 
 Matrix box_iou(const py::object& detections, const py::object& objects, const py::object& crowd) {
-  const Array rows(detections, "dt"), columns(objects, "gt");
-  for (const Array* boxes : {&rows, &columns}) {
-    boxes->expect_dtype({DType::f64}).expect_shape({-1, 4});
-    const View<2> view = boxes->view<2>();
-    FASTSEG_CHECK(view.size[0] == 0 || (view.stride[1] == 1 && view.stride[0] == 4), boxes->name(),
-                  " must be contiguous");
-  }
-  const int64_t m = rows.size(0), n = columns.size(0);
-  const std::vector<uint8_t> is_crowd = read_crowd(crowd, n);
-  Matrix ious({m, n});
+  const Boxes dt(Array(detections, "dt")), gt(Array(objects, "gt"));
+  const std::vector<uint8_t> is_crowd = read_crowd(crowd, gt.size());
+  const int64_t m = dt.size();
+  Matrix ious({m, gt.size()});
   double* const out = ious.mutable_data();
-  const double* const row = rows.view<2>().as<double>();
-  const double* const column = columns.view<2>().as<double>();
   py::gil_scoped_release release;
-  parallel_for(n, kRunsPerTask / std::max<int64_t>(m, 1), [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      for (int64_t d = 0; d < m; ++d) {
-        out[g * m + d] = box_iou_of(row + 4 * d, column + 4 * g, is_crowd[g]);
-      }
-    }
+  parallel_for(gt.size(), kRunsPerTask / std::max<int64_t>(m, 1), [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) box_column(dt, gt, g, is_crowd[g], out + g * m);
   });
   return ious;
 }
