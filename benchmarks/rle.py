@@ -1,8 +1,11 @@
-"""COCO run lengths against pycocotools: encoding from each memory order, and decoding."""
+"""COCO run lengths against pycocotools and faster-coco-eval: encoding from each memory order,
+decoding, and what is done with strings alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     yield _decode(setting, objects)
     if setting.device.type == "cpu":
         yield _decode_columns(objects)
+        yield from _on_run_lengths(objects)
 
 
 def _encode(setting: Setting, what: str, masks: Tensor) -> Case:
@@ -126,6 +130,71 @@ def _decode_columns(masks: Tensor) -> Case:
         providers={"fastseg": fastseg, "pycocotools": pycocotools},
         bytes_moved=_bytes(masks),
         agreement=_same_pixels,
+        has_dtype=False,
+    )
+
+
+def _on_run_lengths(masks: Tensor) -> Iterator[Case]:
+    """What is done with the strings of one image; polygons are the masks' own contours."""
+    from fastseg import mask, ops
+
+    rles = ops.rle_encode(masks)
+    size = rles[0]["size"]
+    polygons = [polygon for one in mask.to_polygons(rles) for polygon in one]
+    boxes = mask.toBbox(rles)
+    flags = [0] * len(rles)
+    calls: dict[str, Callable[[Any], Any]] = {
+        "area": lambda m: m.area(rles),
+        "boxes": lambda m: m.toBbox(rles),
+        "merge": lambda m: m.merge(rles),
+        "IoU": lambda m: m.iou(rles, rles[1:], flags[1:]),
+        "IoU of boxes": lambda m: m.iou(boxes, boxes, flags),
+        "fill polygons": lambda m: m.frPyObjects(polygons, *size),
+        "fill boxes": lambda m: m.frPyObjects(boxes, *size),
+    }
+    for what, call in calls.items():
+        yield Case(
+            name=f"{what} {len(rles)}x{size[0]}x{size[1]}",
+            providers={
+                "fastseg": partial(_with_module, "fastseg.mask", call),
+                "pycocotools": partial(_with_module, "pycocotools.mask", call),
+                "faster-coco-eval": partial(_with_module, "faster_coco_eval.core.mask", call),
+            },
+            bytes_moved=sum(len(rle["counts"]) for rle in rles),
+            agreement=_same_values,
+            has_dtype=False,
+        )
+    yield _boundary(rles)
+
+
+def _with_module(name: str, call: Callable[[Any], Any]) -> Run:
+    module = importlib.import_module(name)
+    return lambda: call(module)
+
+
+def _same_values(ours: Any, peers: Any) -> str | None:
+    if not isinstance(ours, np.ndarray):
+        return equal(ours, peers)
+    return None if np.array_equal(ours, peers) else "values differ"
+
+
+def _boundary(rles: list[Any]) -> Case:
+    def fastseg() -> Run:
+        from fastseg import mask
+
+        return lambda: mask.boundary(rles)
+
+    def faster_coco_eval() -> Run:
+        from faster_coco_eval.core.mask import rleToBoundary
+
+        return lambda: [rleToBoundary(rle) for rle in rles]
+
+    height, width = rles[0]["size"]
+    return Case(
+        name=f"boundary {len(rles)}x{height}x{width}",
+        providers={"fastseg": fastseg, "faster-coco-eval": faster_coco_eval},
+        bytes_moved=2 * sum(len(rle["counts"]) for rle in rles),
+        agreement=equal,
         has_dtype=False,
     )
 

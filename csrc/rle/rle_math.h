@@ -81,6 +81,78 @@ inline void append_counts(const uint32_t* toggles, int64_t size, uint32_t area, 
   append_runs(toggles, size, area, text);
 }
 
+// Reads the number at text[*at], of any length. Returns what is wrong with it, or an empty string.
+inline std::string read_number(const char* text, int64_t size, int64_t* at, int64_t* value) {
+  const int64_t begin = *at;
+  int group, shift = 0;
+  *value = 0;
+  do {
+    if (*at == size) return "end in the middle of a number";
+    if (shift == 35) {
+      return "hold a number of more than 7 characters at " + std::to_string(begin);
+    }
+    group = static_cast<unsigned char>(text[*at]) - 48;
+    if (group < 0 || group > 63) {
+      return "hold the byte " + std::to_string(group + 48) + " at " + std::to_string(*at) +
+             ", outside '0' to 'o'";
+    }
+    *value |= int64_t(group & 31) << shift;
+    shift += 5;
+    ++*at;
+  } while (group & 32);
+  if (group & 16) *value -= int64_t(1) << shift;
+  return {};
+}
+
+// Tells the first fault of a string whose numbers are well-formed.
+inline std::string fault_of(const char* text, int64_t size) {
+  int64_t position = 0, last = 0, before_last = 0;
+  for (int64_t at = 0, i = 0; at < size; ++i) {
+    const int64_t begin = at;
+    int64_t value = 0;
+    read_number(text, size, &at, &value);
+    if (i > 2) value += before_last;
+    if (value < 0) return "hold a negative run at " + std::to_string(begin);
+    before_last = last;
+    last = value;
+    position += value;
+    if (position > kMaxMaskArea) break;
+  }
+  return "sum to 2^32 or more";
+}
+
+// As read_number() where 8 characters are left. False: something is wrong with the number.
+inline bool read_number_fast(const char* text, int64_t* at, uint64_t* value) {
+  const auto group = [text](int64_t i) { return static_cast<unsigned char>(text[i]) - 48u; };
+  const unsigned a = group(*at);
+  // Flipping the sign bit and taking it away again extends the sign.
+  if (a < 32) {
+    *value = uint64_t(a ^ 16) - 16;
+    *at += 1;
+    return true;
+  }
+  const unsigned b = group(*at + 1);
+  if ((a | b) > 63) return false;
+  if (b < 32) {
+    *value = uint64_t(((a & 31) | b << 5) ^ 512) - 512;
+    *at += 2;
+    return true;
+  }
+  uint64_t bits = (a & 31) | (b & 31) << 5;
+  int shift = 10;
+  unsigned next;
+  do {
+    next = group(*at + shift / 5);
+    if (next > 63 || shift == 35) return false;
+    bits |= uint64_t(next & 31) << shift;
+    shift += 5;
+  } while (next & 32);
+  const uint64_t sign = uint64_t(1) << (shift - 1);
+  *value = (bits ^ sign) - sign;
+  *at += shift / 5;
+  return true;
+}
+
 // Reads a compressed string into toggles, one per run but the last (`total` gets the position where
 // that one ends). Returns what is wrong with the string, or an empty string.
 inline std::string read_counts(const char* text, int64_t size, std::vector<uint32_t>* toggles,
@@ -88,36 +160,29 @@ inline std::string read_counts(const char* text, int64_t size, std::vector<uint3
   toggles->resize(size);
   uint32_t* const first = toggles->data();
   uint32_t* next = first;
-  int64_t position = 0, last = 0, before_last = 0;  // lengths of the last two runs
-  for (int64_t at = 0; at < size;) {
-    const int64_t begin = at;
-    int64_t value = 0;
-    int group, shift = 0;
-    do {
-      if (at == size) return "end in the middle of a number";
-      if (shift == 35) {
-        return "hold a number of more than 7 characters at " + std::to_string(begin);
-      }
-      group = static_cast<unsigned char>(text[at]) - 48;
-      if (group < 0 || group > 63) {
-        return "hold the byte " + std::to_string(group + 48) + " at " + std::to_string(at) +
-               ", outside '0' to 'o'";
-      }
-      value |= int64_t(group & 31) << shift;
-      shift += 5;
-      ++at;
-    } while (group & 32);
-    if (group & 16) value -= int64_t(1) << shift;
+  // Unsigned, since what a malformed string adds up to may wrap around.
+  uint64_t position = 0, last = 0, before_last = 0;  // lengths of the last two runs
+  uint64_t all_bits = 0;
+  const auto add = [&](uint64_t value) {
     if (next - first > 2) value += before_last;
-    if (value < 0) return "hold a negative run at " + std::to_string(begin);
     before_last = last;
     last = value;
     position += value;
-    if (position > kMaxMaskArea) return "sum to 2^32 or more";
+    all_bits |= value | position;
     *next++ = static_cast<uint32_t>(position);
+  };
+  int64_t at = 0;
+  for (uint64_t value; size - at >= 8 && read_number_fast(text, &at, &value);) add(value);
+  while (at < size) {
+    int64_t value;
+    std::string error = read_number(text, size, &at, &value);
+    if (!error.empty()) return error;
+    add(static_cast<uint64_t>(value));
   }
+  // A negative run or a sum of 2^32 or more would have set a high bit.
+  if (all_bits > kMaxMaskArea) return fault_of(text, size);
   toggles->resize(next == first ? 0 : next - first - 1);
-  *total = position;
+  *total = static_cast<int64_t>(position);
   return {};
 }
 
