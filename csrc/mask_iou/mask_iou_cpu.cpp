@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kTile = 16;               // masks a side
 constexpr int64_t kBandBytes = 4096;        // of a mask
 constexpr int64_t kTaskWords = 1 << 20;     // compared; 100-200 us
-constexpr int64_t kLooksPerTask = 1 << 15;  // into tables
+constexpr int64_t kLooksPerTask = 1 << 18;  // into tables, if all boxes overlapped
 constexpr int64_t kEntriesPerLook = 2;  // of a table, that cost as much to build as a look saves
 constexpr int64_t kQuotientsPerTask = 1 << 16;
 

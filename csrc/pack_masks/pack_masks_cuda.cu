@@ -1,6 +1,8 @@
 // Packing on CUDA. Where rows are contiguous, a warp takes 32 words at a time: each load is 32
-// pixels side by side and a ballot makes them half of the word that one lane keeps. Where columns
-// are, a lane takes a row and collects the 64 pixels of its word. Area and box of what a block saw
+// pixels side by side and a ballot makes them half of the word that one lane keeps. For masks of a
+// byte a pixel that would cost more instructions than memory has time for; there, a lane makes 16
+// bits of 16 bytes, and four lanes a word. Where columns are contiguous, a lane takes a row and
+// collects the 64 pixels of its word. Area and box of what a block saw
 // meet in shared memory, then in global memory by integer atomics, so their order does not matter.
 // The box is kept as maxima, its first sides counted from the far edge, so that zeros mean empty.
 #include "core/cuda.cuh"
@@ -12,6 +14,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kGroupsPerWarp = 4;  // of 32 words
+constexpr int kByteWordsPerWarp = 128;
 
 using Word = unsigned long long;
 
@@ -76,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
     int64_t y = first / row_words, i = first % row_words;
     Word word = 0;
     int64_t own_y = 0, own_i = 0;
-#pragma unroll 8
+#pragma unroll 4
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const int64_t x = i * kWordPixels + lane_id();
       const T* pixels = p.masks.at<const T>(n, y, x);
@@ -98,6 +101,82 @@ __global__ void __launch_bounds__(kThreads)
     if (first + lane_id() >= num_words) continue;
     *p.words.at<Word>(n, own_y, own_i) = word;
     extent.add(word, own_i * kWordPixels, own_y, p.masks);
+  }
+  store_extent(p, n, extent);
+}
+
+// Bit i tells whether byte i is not 0.
+__device__ unsigned nonzero_bytes(const Vec<unsigned, 4>& bytes) {
+  constexpr unsigned low_seven = 0x7f7f7f7f;
+  unsigned bits = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // The high bit of each byte becomes (byte != 0); the product gathers them in the top four.
+    const unsigned high = (((bytes[i] & low_seven) + low_seven) | bytes[i]) & ~low_seven;
+    bits |= (high >> 7) * 0x10204080u >> 28 << 4 * i;
+  }
+  return bits;
+}
+
+// Rows of bytes, each anywhere in memory; reads nothing outside [begin, end).
+struct ByteReader {
+  const uint8_t *begin, *end;
+
+  // Bits of the 16 bytes at `from`, which is aligned to 16.
+  __device__ unsigned read(const uint8_t* from) const {
+    if (from >= begin && from + 16 <= end) {
+      return nonzero_bytes(Vec<unsigned, 4>::load(reinterpret_cast<const unsigned*>(from)));
+    }
+    unsigned bits = 0;
+    for (int i = 0; i < 16; ++i) {
+      if (from + i >= begin && from + i < end) bits |= unsigned(from[i] != 0) << i;
+    }
+    return bits;
+  }
+};
+
+// As above, for masks of a byte a pixel with contiguous rows: lane l has the pixels
+// 16 * (l % 4) and on of word l / 4 of the warp's eight.
+__global__ void __launch_bounds__(kThreads)
+    pack_bytes_kernel(PackMasksParams p, ByteReader reader, int64_t blocks) {
+  const int64_t n = blockIdx.x / blocks, width = p.masks.size[2], row_words = p.words.size[2];
+  const int64_t num_words = p.masks.size[1] * row_words;
+  const int64_t warp = blockIdx.x % blocks * kWarps + warp_id();
+  int64_t word_index = warp * kByteWordsPerWarp + lane_id() / 4;
+  int64_t y = word_index / row_words, i = word_index % row_words;
+  const int64_t step_y = 8 / row_words, step_i = 8 % row_words;
+  Extent extent;
+  for (int step = 0; step < kByteWordsPerWarp / 8; ++step) {
+    const int64_t x = i * kWordPixels + lane_id() % 4 * 16;
+    const bool exists = word_index < num_words && x < width;
+    unsigned bits = 0, offset = 0;
+    const uint8_t* from = nullptr;
+    if (exists) {
+      from = p.masks.at<const uint8_t>(n, y, x);
+      offset = unsigned(reinterpret_cast<uintptr_t>(from) % 16);
+      bits = reader.read(from - offset);
+    }
+    // What lies past the 16 bytes is in the next lane, unless that has another word or none.
+    unsigned next = __shfl_down_sync(kFullMask, bits, 1);
+    if (lane_id() % 4 == 3 || x + 16 >= width) {
+      next = offset != 0 ? reader.read(from - offset + 16) : 0;
+    }
+    bits = (next << 16 | bits) >> offset & 0xffffu;
+    if (x + 16 > width) bits &= exists ? (1u << (width - x)) - 1u : 0u;
+    Word word = Word(bits) << lane_id() % 4 * 16;
+    word |= __shfl_xor_sync(kFullMask, word, 1);
+    word |= __shfl_xor_sync(kFullMask, word, 2);
+    if (exists && lane_id() % 4 == 0) {
+      *p.words.at<Word>(n, y, i) = word;
+      extent.add(word, i * kWordPixels, y, p.masks);
+    }
+    word_index += 8;
+    y += step_y;
+    i += step_i;
+    if (i >= row_words) {
+      i -= row_words;
+      ++y;
+    }
   }
   store_extent(p, n, extent);
 }
@@ -154,20 +233,28 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(UnpackMasksParams p) {
 
 void pack_masks_cuda(const PackMasksParams& params, cudaStream_t stream) {
   const View<3>& masks = params.masks;
-  const dim3 per_mask = make_grid(ceil_div<int64_t>(masks.size[0], kThreads));
+  const int64_t num_masks = masks.size[0], height = masks.size[1];
+  const int64_t num_words = height * params.words.size[2];
+  const dim3 per_mask = make_grid(ceil_div<int64_t>(num_masks, kThreads));
   launch("pack_masks_reset", reset_kernel, per_mask, kThreads, 0, stream, params);
   dispatch_inside(params, [&](auto zero, const auto& inside) {
     using T = decltype(zero);
     using Inside = std::decay_t<decltype(inside)>;
-    const int64_t row_words = params.words.size[2];
-    const bool by_columns = masks.stride[1] == 1 && masks.stride[2] != 1;
-    const int64_t blocks =
-        by_columns
-            ? ceil_div<int64_t>(ceil_div<int64_t>(masks.size[1], kWarpSize) * row_words, kWarps)
-            : ceil_div<int64_t>(masks.size[1] * row_words, kGroupsPerWarp * kThreads);
-    const auto kernel = by_columns ? pack_columns_kernel<T, Inside> : pack_rows_kernel<T, Inside>;
-    launch("pack_masks", kernel, make_grid(blocks * masks.size[0]), kThreads, 0, stream, params,
-           inside, blocks);
+    if (masks.numel() > 0 && sizeof(T) == 1 && masks.stride[2] == 1) {
+      const uint8_t* last = masks.at<uint8_t>(num_masks - 1, height - 1, masks.size[2] - 1);
+      const int64_t blocks = ceil_div<int64_t>(num_words, kWarps * kByteWordsPerWarp);
+      launch("pack_masks_bytes", pack_bytes_kernel, make_grid(blocks * num_masks), kThreads, 0,
+             stream, params, ByteReader{masks.as<uint8_t>(), last + 1}, blocks);
+    } else if (masks.stride[1] == 1 && masks.stride[2] != 1) {
+      const int64_t warps = ceil_div<int64_t>(height, kWarpSize) * params.words.size[2];
+      const int64_t blocks = ceil_div<int64_t>(warps, kWarps);
+      launch("pack_masks_columns", pack_columns_kernel<T, Inside>, make_grid(blocks * num_masks),
+             kThreads, 0, stream, params, inside, blocks);
+    } else {
+      const int64_t blocks = ceil_div<int64_t>(num_words, kGroupsPerWarp * kThreads);
+      launch("pack_masks_rows", pack_rows_kernel<T, Inside>, make_grid(blocks * num_masks),
+             kThreads, 0, stream, params, inside, blocks);
+    }
   });
   launch("pack_masks_finish", finish_kernel, per_mask, kThreads, 0, stream, params);
 }
