@@ -121,6 +121,15 @@ def test_golden_iou(name: str, crowd: Callable[[int], int]) -> None:
     assert np.array_equal(ious, IOUS[f"out/iou_rle_{name}"])
 
 
+def test_golden_iou_of_long_runs_and_of_runs_of_length_zero() -> None:
+    rles = [EXPECTED["huge"][f"{name}_4000x3000"]["rle"] for name in ("zeros", "ones")]
+    assert mask.iou(rles[1:], rles[1:], [0]).tolist() == [[1]]
+    assert mask.iou(rles, rles[::-1], [0, 0]).tolist() == EXPECTED["huge_merge"]["iou"]
+    for case in EXPECTED["noncanonical"]:
+        other = {"size": case["rle"]["size"], "counts": [4, 9, 17]}
+        assert mask.iou([case["rle"]], [other], [0]).tolist() == case["iou_with_4_9_17"]
+
+
 @pytest.mark.parametrize(("name", "every"), [("none", 10**9), ("mixed", 3)])
 def test_golden_iou_of_boxes(name: str, every: int) -> None:
     boxes = IOUS["in/boxes_xywh"]

@@ -189,3 +189,5 @@ def test_refuses(pyobj: Any, error: type, message: str) -> None:
 def test_refuses_sizes(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"masks must be of fewer than 2\^32 pixels"):
         mask.frPyObjects([SQUARE], *size)
+    with pytest.raises(ValueError, match=r"masks must have at most 2\^24 columns"):
+        mask.frPyObjects([SQUARE], 1, 2**24 + 1)

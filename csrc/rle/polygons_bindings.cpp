@@ -69,6 +69,7 @@ Coordinates read_polygons(const py::sequence& objects) {
 
 std::vector<std::string> fill(const Coordinates& polygons, int64_t height, int64_t width) {
   const uint32_t area = checked_area(height, width);
+  FASTSEG_CHECK(width <= kMaxShapeColumns, "masks must have at most 2^24 columns, got ", width);
   const int64_t count = static_cast<int64_t>(polygons.begin.size()) - 1;
   std::vector<std::string> counts(count);
   py::gil_scoped_release release;

@@ -9,7 +9,8 @@ pycocotools crashes or gives what depends on uninitialised memory:
   their end matter, stop before it, and for 2^32 pixels or more;
 - ValueError for masks of unlike sizes decoded or merged together (pycocotools merges them to a mask
   of size [0, 0]; `iou` gives -1, as there);
-- ValueError for coordinates that are NaN, infinite or beyond 429,496,728, and for an odd number;
+- ValueError for coordinates that are NaN, infinite or beyond 429,496,728, for an odd number of
+  them, and for polygons in masks of more than 2^24 columns;
 - merged masks have no runs of length 0; masks made of such runs alone have the box [0, 0, 0, 0];
 - `area` takes more than 255 RLEs, and `frPyObjects` an empty list or one polygon alone.
 

@@ -145,7 +145,7 @@ def frPyObjects(pyobj: Any, h: int, w: int) -> Any:
     Raises:
         TypeError: pyobj is something else.
         ValueError: a coordinate is NaN, infinite or beyond 429,496,728, a polygon has an odd number
-            of them, counts go past the end of the mask, or h * w is 2^32 or more.
+            of them, counts go past the end of the mask, h * w is 2^32 or more, or w above 2^24.
     """
     if isinstance(pyobj, dict):
         return _C.rle_compress([pyobj])[0]
