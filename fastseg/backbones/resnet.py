@@ -1,6 +1,6 @@
 """ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017), stages C2 to C5 without a classifier.
 
-Parameters are named as in torchvision. The stride of a bottleneck is at its 3x3 convolution.
+Parameters are named as in torchvision.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastseg.layers.batch_norm import ConvNorm, FrozenBatchNorm2d, NormLayer, conv_norm
+from fastseg.layers.batch_norm import (
+    ConvLayer,
+    ConvNorm,
+    FrozenBatchNorm2d,
+    NormLayer,
+    conv_norm,
+)
 
 
 class BasicBlock(nn.Module):
@@ -52,7 +58,9 @@ class Bottleneck(nn.Module):
         stride: of the 3x3 convolution.
         groups: groups of the 3x3 convolution, the cardinality of ResNeXt.
         width_per_group: channels of a group where ``planes`` is 64.
+        stride_in_1x1: the first 1x1 convolution has the stride instead, as in the original paper.
         norm_layer: makes a normalisation from a channel count.
+        conv_layer: makes the 3x3 convolution.
     """
 
     expansion = 4
@@ -65,14 +73,17 @@ class Bottleneck(nn.Module):
         stride: int,
         groups: int = 1,
         width_per_group: int = 64,
+        stride_in_1x1: bool = False,
         norm_layer: NormLayer,
+        conv_layer: ConvLayer = nn.Conv2d,
     ) -> None:
         super().__init__()
         width = planes * width_per_group // 64 * groups
         out_channels = planes * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, stride_1x1, bias=False)
         self.bn1 = norm_layer(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=groups, bias=False)
+        self.conv2 = conv_layer(width, width, 3, stride_3x3, padding=1, groups=groups, bias=False)
         self.bn2 = norm_layer(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = norm_layer(out_channels)
@@ -107,8 +118,11 @@ class ResNet(nn.Module):
     Args:
         block: ``BasicBlock`` or ``Bottleneck``.
         depths: number of blocks per stage.
-        groups: cardinality of ResNeXt; for bottlenecks only.
+        width: channels after the stem.
+        groups: cardinality of ResNeXt; this and the following for bottlenecks only.
         width_per_group: see ``Bottleneck``.
+        stride_in_1x1: see ``Bottleneck``.
+        conv_layers: per stage, what makes its 3x3 convolutions.
         norm_layer: makes a normalisation from a channel count.
     """
 
@@ -117,26 +131,37 @@ class ResNet(nn.Module):
         *,
         block: type[BasicBlock] | type[Bottleneck],
         depths: Sequence[int],
+        width: int = 64,
         groups: int = 1,
         width_per_group: int = 64,
+        stride_in_1x1: bool = False,
+        conv_layers: Sequence[ConvLayer] = (nn.Conv2d,) * 4,
         norm_layer: NormLayer = FrozenBatchNorm2d,
     ) -> None:
         super().__init__()
         options: dict[str, Any] = {"norm_layer": norm_layer}
         if block is Bottleneck:
-            options |= {"groups": groups, "width_per_group": width_per_group}
+            options |= {
+                "groups": groups,
+                "width_per_group": width_per_group,
+                "stride_in_1x1": stride_in_1x1,
+            }
         elif (groups, width_per_group) != (1, 64):
             raise ValueError(
                 "BasicBlock has one group of width 64, "
                 f"got groups={groups}, width_per_group={width_per_group}"
             )
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = norm_layer(64)
+        elif stride_in_1x1 or any(layer is not nn.Conv2d for layer in conv_layers):
+            raise ValueError("stride_in_1x1 and conv_layers are for Bottleneck, not BasicBlock")
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(width)
         self.out_channels: list[int] = []
-        in_channels = 64
+        in_channels = width
         for stage, depth in enumerate(depths):
-            planes = 64 * 2**stage
+            planes = width * 2**stage
             blocks = nn.Sequential()
+            if block is Bottleneck:
+                options["conv_layer"] = conv_layers[stage]
             for i in range(depth):
                 stride = 2 if i == 0 and stage > 0 else 1
                 blocks.append(
@@ -167,22 +192,21 @@ def resnet34(*, norm_layer: NormLayer = FrozenBatchNorm2d) -> ResNet:
     return ResNet(block=BasicBlock, depths=(3, 4, 6, 3), norm_layer=norm_layer)
 
 
-def resnet50(*, norm_layer: NormLayer = FrozenBatchNorm2d) -> ResNet:
-    """ResNet-50."""
-    return ResNet(block=Bottleneck, depths=(3, 4, 6, 3), norm_layer=norm_layer)
+def resnet50(*, norm_layer: NormLayer = FrozenBatchNorm2d, **options: Any) -> ResNet:
+    """ResNet-50; further arguments as of ``ResNet``."""
+    return ResNet(block=Bottleneck, depths=(3, 4, 6, 3), norm_layer=norm_layer, **options)
 
 
-def resnet101(*, norm_layer: NormLayer = FrozenBatchNorm2d) -> ResNet:
-    """ResNet-101."""
-    return ResNet(block=Bottleneck, depths=(3, 4, 23, 3), norm_layer=norm_layer)
+def resnet101(*, norm_layer: NormLayer = FrozenBatchNorm2d, **options: Any) -> ResNet:
+    """ResNet-101; further arguments as of ``ResNet``."""
+    return ResNet(block=Bottleneck, depths=(3, 4, 23, 3), norm_layer=norm_layer, **options)
 
 
-def resnext101_32x8d(*, norm_layer: NormLayer = FrozenBatchNorm2d) -> ResNet:
-    """ResNeXt-101 with 32 groups of width 8."""
-    return ResNet(
-        block=Bottleneck,
-        depths=(3, 4, 23, 3),
-        groups=32,
-        width_per_group=8,
-        norm_layer=norm_layer,
-    )
+def resnext101_32x8d(*, norm_layer: NormLayer = FrozenBatchNorm2d, **options: Any) -> ResNet:
+    """ResNeXt-101 with 32 groups of width 8; further arguments as of ``ResNet``."""
+    return resnet101(groups=32, width_per_group=8, norm_layer=norm_layer, **options)
+
+
+def resnext101_64x4d(*, norm_layer: NormLayer = FrozenBatchNorm2d, **options: Any) -> ResNet:
+    """ResNeXt-101 with 64 groups of width 4; further arguments as of ``ResNet``."""
+    return resnet101(groups=64, width_per_group=4, norm_layer=norm_layer, **options)

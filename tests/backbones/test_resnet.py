@@ -14,7 +14,14 @@ tv_models = pytest.importorskip(
 )
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d  # noqa: E402
 
-NAMES = ["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"]
+NAMES = [
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+]
 
 
 def torchvision_stages(peer: nn.Module, pixels: torch.Tensor) -> list[torch.Tensor]:
@@ -78,3 +85,17 @@ def test_gradients_reach_the_first_convolution():
 def test_basic_blocks_have_one_group():
     with pytest.raises(ValueError, match="groups=2"):
         ResNet(block=BasicBlock, depths=(1, 1, 1, 1), groups=2)
+
+
+def test_stride_in_1x1_moves_the_stride():
+    model = backbones.resnet50(stride_in_1x1=True)
+    for stage, stride in (("layer1", 1), ("layer2", 2), ("layer3", 2), ("layer4", 2)):
+        first = model.get_submodule(stage)[0]
+        assert first.conv1.stride == (stride, stride)
+        assert first.conv2.stride == (1, 1)
+    assert [x.shape[-1] for x in model(torch.zeros(1, 3, 64, 64))] == [16, 8, 4, 2]
+
+
+def test_basic_blocks_refuse_options_of_bottlenecks():
+    with pytest.raises(ValueError, match="stride_in_1x1"):
+        ResNet(block=BasicBlock, depths=(1, 1, 1, 1), stride_in_1x1=True)
