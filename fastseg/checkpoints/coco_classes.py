@@ -1,6 +1,6 @@
-"""Names of COCO's category ids, for models whose label is the id."""
+"""Names of COCO's categories."""
 
-# Ids without a category are "N/A"; 0 is background.
+# For models whose label is the category id. Ids without a category are "N/A"; 0 is background.
 COCO_CLASS_NAMES = (
     "background",
     "person",
@@ -94,3 +94,5 @@ COCO_CLASS_NAMES = (
     "hair drier",
     "toothbrush",
 )
+# Names without background and gaps, for models that number the categories 0 to 79.
+COCO_CATEGORY_NAMES = tuple(name for name in COCO_CLASS_NAMES[1:] if name != "N/A")

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 TORCHVISION_MASK_RCNN = "torchvision Mask R-CNN on a ResNet"
+FASTSEG_SOLO = "fastseg SOLO"
+MMDETECTION_SOLO = "mmdetection SOLO"
+ORIGINAL_SOLO = "the original SOLO"
+ADELAIDET_SOLOV2 = "AdelaiDet SOLOv2"
 
 # The first format of which every beginning occurs is the one.
 FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -19,9 +23,18 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("transformers Mask2Former", ("model.pixel_level_module.",)),
     ("mmdetection Mask R-CNN", ("rpn_head.", "roi_head.mask_head.")),
     ("mmdetection two-stage detector", ("rpn_head.", "roi_head.")),
-    ("mmdetection SOLOv2", ("mask_head.mask_feature_head.",)),
+    # Each line of SOLO stands for one of SOLOv2, SOLO and Decoupled SOLO.
+    (FASTSEG_SOLO, ("head.class_predictor.", "head.mask_features.")),
+    (FASTSEG_SOLO, ("head.class_predictor.", "head.mask_predictors.")),
+    (FASTSEG_SOLO, ("head.class_predictor.", "head.column_predictors.")),
+    (MMDETECTION_SOLO, ("mask_head.conv_cls.", "mask_head.mask_feature_head.")),
+    (MMDETECTION_SOLO, ("mask_head.conv_cls.", "mask_head.conv_mask_list.")),
+    (MMDETECTION_SOLO, ("mask_head.conv_cls.", "mask_head.conv_mask_list_x.")),
+    (ORIGINAL_SOLO, ("bbox_head.solo_cate.", "mask_feat_head.")),
+    (ORIGINAL_SOLO, ("bbox_head.solo_cate.", "bbox_head.solo_ins_list.")),
+    (ORIGINAL_SOLO, ("bbox_head.dsolo_cate.", "bbox_head.dsolo_ins_list_x.")),
+    (ADELAIDET_SOLOV2, ("ins_head.kernel_tower.", "mask_head.convs_all_levels.")),
     ("mmdetection Mask2Former", ("panoptic_head.",)),
-    ("SOLO", ("bbox_head.solo_",)),
     ("Segment Anything", ("image_encoder.", "mask_decoder.")),
     ("Ultralytics YOLO", ("model.0.conv.",)),
     ("ResNet image classifier", ("conv1.", "layer1.0.", "fc.")),

@@ -6,27 +6,38 @@ import hashlib
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastseg.checkpoints import torchvision_mask_rcnn
-from fastseg.checkpoints.coco_classes import COCO_CLASS_NAMES
+from fastseg.checkpoints import (
+    adelaidet_solov2,
+    mmdetection_solo,
+    original_solo,
+    solo,
+    torchvision_mask_rcnn,
+)
+from fastseg.checkpoints.coco_classes import COCO_CATEGORY_NAMES, COCO_CLASS_NAMES
 from fastseg.checkpoints.files import read_file, tensors_of
-from fastseg.checkpoints.formats import TORCHVISION_MASK_RCNN, recognise
+from fastseg.checkpoints.formats import (
+    ADELAIDET_SOLOV2,
+    FASTSEG_SOLO,
+    MMDETECTION_SOLO,
+    ORIGINAL_SOLO,
+    TORCHVISION_MASK_RCNN,
+    recognise,
+)
+from fastseg.checkpoints.keys import renamed
 from fastseg.models.mask_rcnn import MaskRCNN
+from fastseg.models.solo import SOLO
 
 DEFAULT_WEIGHTS = "nuclei_mask_rcnn_resnet18_fpn128_torchvision.safetensors"
-# A hyper-parameter is an argument of MaskRCNN that has a default; the others are the network.
-HYPER_PARAMETERS = {
-    name
-    for name, parameter in inspect.signature(MaskRCNN).parameters.items()
-    if parameter.default is not inspect.Parameter.empty
-} | {"batch_norm_eps"}
 # What a checkpoint's configuration says beside hyper-parameters; the tensors tell it as well.
 STRUCTURE = {
     "arch",
@@ -41,13 +52,37 @@ STRUCTURE = {
 PUBLISHED_V1_SHA256 = "bf2d0c1e"
 
 
+@dataclass(frozen=True)
+class Reader:
+    """How checkpoints of one format become a model.
+
+    Attributes:
+        arch: what the ``config`` entry of a safetensors file calls such a model.
+        hyper_parameters: names of the options.
+        network: tensors, options and the file's path -> the model without storage, and the tensors
+            under its names.
+    """
+
+    arch: str
+    hyper_parameters: frozenset[str]
+    network: Callable[
+        [dict[str, Tensor], dict[str, Any], Path | None],
+        tuple[MaskRCNN | SOLO, dict[str, Tensor]],
+    ]
+
+
 def load_model(
     path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], **hyper_parameters: Any
-) -> MaskRCNN:
-    """Loads Mask R-CNN from a checkpoint of torchvision (v1 or v2 layout, any ResNet).
+) -> MaskRCNN | SOLO:
+    """Loads a model from a checkpoint, whose format is recognised by its keys.
+
+    Mask R-CNN of torchvision (v1 or v2 layout, any ResNet) becomes ``MaskRCNN``. SOLO, Decoupled
+    SOLO and SOLOv2 of mmdetection and of their original repository, SOLOv2 of AdelaiDet and
+    checkpoints of ``SOLO`` itself become ``SOLO``.
 
     Class count, widths, depths and layout are read off the tensors. Half-precision tensors become
-    float32. Weights of 91 classes without class names are taken for COCO's.
+    float32. Weights of 91 classes (Mask R-CNN) or 80 (SOLO) without class names are taken for
+    COCO's.
 
     torchvision runs its published V1 weights with a batch normalisation eps of 0 and everything
     else with 1e-5, which no tensor shows. The published file is known by its checksum or its
@@ -57,9 +92,12 @@ def load_model(
     Args:
         path_or_state_dict: a .safetensors or .pth file or a state dict; also one under the key
             "model" or "state_dict".
-        **hyper_parameters: arguments of ``MaskRCNN`` by torchvision's names (``min_size``,
-            ``box_score_thresh``, ``rpn_nms_thresh``, ...), which take precedence over the
-            ``config`` entry of a safetensors file, and ``batch_norm_eps``.
+        **hyper_parameters: arguments of ``MaskRCNN`` or ``SOLO`` by their peers' names
+            (``min_size``, ``box_score_thresh``, ``filter_thr``, ...), which take precedence over
+            the ``config`` entry of a safetensors file, and ``batch_norm_eps``. For SOLO also
+            ``stride_in_1x1``: where bottlenecks have their stride, which no tensor shows; by
+            default in the 1x1 convolution for AdelaiDet, whose zoo begins with detectron2's
+            weights, and in the 3x3 convolution else.
 
     Returns:
         The model in evaluation mode, float32, on the CPU.
@@ -69,12 +107,6 @@ def load_model(
         ValueError: the file cannot be read, is of another format, or its keys or shapes do not
             fit.
     """
-    unknown = sorted(set(hyper_parameters) - HYPER_PARAMETERS)
-    if unknown:
-        raise TypeError(
-            f"load_model() got an unknown hyper-parameter {', '.join(unknown)}; "
-            f"there are {', '.join(sorted(HYPER_PARAMETERS))}"
-        )
     config: dict[str, Any] = {}
     path = None
     if isinstance(path_or_state_dict, Mapping):
@@ -87,26 +119,109 @@ def load_model(
         tensors, config = read_file(path)
 
     found = recognise(tensors)
-    if found != TORCHVISION_MASK_RCNN:
+    reader = READERS.get(found or "")
+    if reader is None:
         raise ValueError(
             f"{source} looks like {found or 'no known format'}; "
-            f"load_model() reads {TORCHVISION_MASK_RCNN}. "
+            f"load_model() reads {', '.join(READERS)}. "
             f"Its keys begin with {', '.join(list(tensors)[:5])}"
         )
+    unknown = sorted(set(hyper_parameters) - reader.hyper_parameters)
+    if unknown:
+        raise TypeError(
+            f"load_model() got an unknown hyper-parameter {', '.join(unknown)}; "
+            f"for {found} there are {', '.join(sorted(reader.hyper_parameters))}"
+        )
+    options = {**from_config(config, source, reader), **hyper_parameters}
+    # Without storage: making random weights to overwrite takes longer than reading the file.
+    with torch.device("meta"):
+        model, state_dict = reader.network(tensors, options, path)
+    fill(model, state_dict, source)
+    return model
+
+
+def mask_rcnn_network(
+    tensors: dict[str, Tensor], options: dict[str, Any], path: Path | None
+) -> tuple[MaskRCNN, dict[str, Tensor]]:
+    """Mask R-CNN from torchvision's tensors."""
     state_dict = torchvision_mask_rcnn.with_current_names(tensors)
-    options = {**from_config(config, source), **hyper_parameters}
     if "class_names" not in options and is_coco_sized(state_dict):
         options["class_names"] = COCO_CLASS_NAMES
     eps = options.pop("batch_norm_eps", None)
     if eps is None:
         eps = default_eps(state_dict, old_names=set(state_dict) != set(tensors), path=path)
-    # Without storage: making random weights to overwrite takes longer than reading the file.
-    with torch.device("meta"):
-        model = torchvision_mask_rcnn.build(
-            state_dict, batch_norm_eps=eps, hyper_parameters=options
-        )
-    fill(model, state_dict, source)
-    return model
+    model = torchvision_mask_rcnn.build(state_dict, batch_norm_eps=eps, hyper_parameters=options)
+    return model, state_dict
+
+
+def solo_network(
+    tensors: dict[str, Tensor],
+    options: dict[str, Any],
+    path: Path | None,
+    *,
+    rules: Sequence[tuple[str, str]],
+    stride_in_1x1: bool = False,
+    bgr: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[SOLO, dict[str, Tensor]]:
+    """A model of the SOLO family from a peer's tensors.
+
+    Args:
+        tensors: the checkpoint's.
+        options: hyper-parameters.
+        path: the checkpoint's file, which does not matter.
+        rules: from the peer's names to ours.
+        stride_in_1x1: unless the options say it.
+        bgr: the first convolution takes blue first.
+        defaults: hyper-parameters unless the options say them.
+    """
+    state_dict = renamed(tensors, rules)
+    if bgr and (stem := state_dict.get("backbone.body.conv1.weight")) is not None:
+        state_dict["backbone.body.conv1.weight"] = stem.flip(1)
+    options = {**solo.defaults(state_dict), **(defaults or {}), **options}
+    bias = state_dict.get("head.class_predictor.bias")
+    if bias is not None and len(bias) == len(COCO_CATEGORY_NAMES):
+        options.setdefault("class_names", COCO_CATEGORY_NAMES)
+    model = solo.build(
+        state_dict,
+        batch_norm_eps=options.pop("batch_norm_eps", 1e-5),
+        stride_in_1x1=options.pop("stride_in_1x1", stride_in_1x1),
+        hyper_parameters=options,
+    )
+    return model, state_dict
+
+
+def hyper_parameters_of(model: type[nn.Module], *more: str) -> frozenset[str]:
+    """Names of a model's arguments that have a default (the others are the network), and more."""
+    parameters = inspect.signature(model).parameters.values()
+    names = {p.name for p in parameters if p.default is not inspect.Parameter.empty}
+    return frozenset(names | set(more))
+
+
+SOLO_HYPER_PARAMETERS = hyper_parameters_of(SOLO, "batch_norm_eps", "stride_in_1x1")
+READERS: dict[str, Reader] = {
+    TORCHVISION_MASK_RCNN: Reader(
+        "mask_rcnn", hyper_parameters_of(MaskRCNN, "batch_norm_eps"), mask_rcnn_network
+    ),
+    FASTSEG_SOLO: Reader("solo", SOLO_HYPER_PARAMETERS, partial(solo_network, rules=())),
+    MMDETECTION_SOLO: Reader(
+        "solo", SOLO_HYPER_PARAMETERS, partial(solo_network, rules=mmdetection_solo.RULES)
+    ),
+    ORIGINAL_SOLO: Reader(
+        "solo", SOLO_HYPER_PARAMETERS, partial(solo_network, rules=original_solo.RULES)
+    ),
+    ADELAIDET_SOLOV2: Reader(
+        "solo",
+        SOLO_HYPER_PARAMETERS,
+        partial(
+            solo_network,
+            rules=adelaidet_solov2.RULES,
+            stride_in_1x1=True,
+            bgr=True,
+            defaults=adelaidet_solov2.HYPER_PARAMETERS,
+        ),
+    ),
+}
 
 
 def default_model(**hyper_parameters: Any) -> MaskRCNN:
@@ -119,17 +234,17 @@ def default_model(**hyper_parameters: Any) -> MaskRCNN:
         **hyper_parameters: as of ``load_model``.
     """
     with resources.as_file(resources.files("fastseg") / "weights" / DEFAULT_WEIGHTS) as path:
-        return load_model(path, **hyper_parameters)
+        return cast(MaskRCNN, load_model(path, **hyper_parameters))
 
 
-def from_config(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+def from_config(config: Mapping[str, Any], source: str, reader: Reader) -> dict[str, Any]:
     """Hyper-parameters in the ``config`` entry of a safetensors file."""
-    if config.get("arch", "mask_rcnn") != "mask_rcnn":
-        raise ValueError(f"{source} says that it is {config['arch']!r}, not 'mask_rcnn'")
+    if config.get("arch", reader.arch) != reader.arch:
+        raise ValueError(f"{source} says that it is {config['arch']!r}, not {reader.arch!r}")
     options = {key: value for key, value in config.items() if key not in STRUCTURE}
     if "classes" in options:
         options["class_names"] = options.pop("classes")
-    unknown = sorted(set(options) - HYPER_PARAMETERS)
+    unknown = sorted(set(options) - reader.hyper_parameters)
     if unknown:
         raise ValueError(f"the config entry of {source} has unknown names: {', '.join(unknown)}")
     return options
@@ -163,7 +278,7 @@ def default_eps(state_dict: Mapping[str, Tensor], *, old_names: bool, path: Path
     warnings.warn(
         "these weights may be torchvision's published Mask R-CNN ResNet-50-FPN V1 saved anew, "
         "which need batch_norm_eps=0.0; taking 1e-5. Pass batch_norm_eps to choose",
-        stacklevel=3,
+        stacklevel=4,
     )
     return 1e-5
 
@@ -177,7 +292,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fill(model: MaskRCNN, state_dict: Mapping[str, Tensor], source: str) -> None:
+def fill(model: MaskRCNN | SOLO, state_dict: Mapping[str, Tensor], source: str) -> None:
     """Makes the tensors of a state dict the model's; names and shapes must be the model's."""
     own = model.state_dict()
     problems = []
@@ -193,7 +308,7 @@ def fill(model: MaskRCNN, state_dict: Mapping[str, Tensor], source: str) -> None
     if wrong:
         problems.append(f"wrong shapes: {listing(wrong)}")
     if problems:
-        raise ValueError(f"{source} does not fit Mask R-CNN; " + "; ".join(problems))
+        raise ValueError(f"{source} does not fit {type(model).__name__}; " + "; ".join(problems))
     model.load_state_dict(dict(state_dict), assign=True)
 
 

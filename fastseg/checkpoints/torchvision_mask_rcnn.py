@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastseg.backbones.resnet import BasicBlock, Bottleneck, ResNet
-from fastseg.layers.batch_norm import FrozenBatchNorm2d, NormLayer
+from fastseg.checkpoints.keys import Keys, resnet
 from fastseg.layers.box_head import ConvFCHead, FastRCNNPredictor, TwoMLPHead
 from fastseg.layers.fpn import BackboneWithFPN, FeaturePyramidNetwork
 from fastseg.layers.mask_head import MaskHead, MaskPredictor
@@ -54,7 +52,7 @@ def build(
     keys = Keys(state_dict, batch_norm_eps)
     channels = keys.size("backbone.fpn.inner_blocks.0.0.weight", 0, default=256)
     num_classes = keys.size("roi_heads.box_predictor.cls_score.weight", 0, default=91)
-    body = resnet(keys)
+    body = resnet(keys, "backbone.body")
     fpn = FeaturePyramidNetwork(
         in_channels=body.out_channels,
         out_channels=channels,
@@ -84,64 +82,6 @@ def build(
             num_classes=num_classes,
         ),
         **hyper_parameters,
-    )
-
-
-class Keys:
-    """What the names and shapes of a state dict tell.
-
-    Args:
-        state_dict: tensors by name.
-        batch_norm_eps: eps of the normalisations that ``norm_layer`` makes.
-    """
-
-    def __init__(self, state_dict: Mapping[str, Tensor], batch_norm_eps: float) -> None:
-        self.state_dict = state_dict
-        self.batch_norm_eps = batch_norm_eps
-
-    def size(self, key: str, dim: int, *, default: int) -> int:
-        """Size of a tensor along one dimension; the default where it is missing."""
-        tensor = self.state_dict.get(key)
-        return default if tensor is None or tensor.dim() <= dim else tensor.shape[dim]
-
-    def count(self, pattern: str) -> int:
-        """One more than the highest number that the pattern's group matches; 1 for no match."""
-        matches = (re.match(pattern, key) for key in self.state_dict)
-        return 1 + max((int(match[1]) for match in matches if match), default=0)
-
-    def sizes(self, pattern: str, *, default: tuple[int, ...]) -> tuple[int, ...]:
-        """First dimension of each matching tensor, in the order of the matched numbers."""
-        found = {
-            int(match[1]): tensor.shape[0]
-            for key, tensor in self.state_dict.items()
-            if (match := re.fullmatch(pattern, key))
-        }
-        return tuple(found[i] for i in sorted(found)) or default
-
-    def norm_layer(self, name: str) -> NormLayer | None:
-        """The kind of normalisation with that name; None where there is none.
-
-        Batch normalisation that was trained counts batches; frozen does not.
-        """
-        if f"{name}.running_mean" not in self.state_dict:
-            return None
-        counts_batches = f"{name}.num_batches_tracked" in self.state_dict
-        layer = nn.BatchNorm2d if counts_batches else FrozenBatchNorm2d
-        return partial(layer, eps=self.batch_norm_eps)
-
-
-def resnet(keys: Keys) -> ResNet:
-    """The backbone: kind and number of blocks, cardinality and width."""
-    body = "backbone.body."
-    bottleneck = f"{body}layer1.0.conv3.weight" in keys.state_dict
-    width = keys.size(f"{body}layer1.0.conv2.weight", 0, default=64)
-    width_per_group = keys.size(f"{body}layer1.0.conv2.weight", 1, default=64)
-    return ResNet(
-        block=Bottleneck if bottleneck else BasicBlock,
-        depths=[keys.count(rf"backbone\.body\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)],
-        groups=width // width_per_group if bottleneck else 1,
-        width_per_group=width_per_group if bottleneck else 64,
-        norm_layer=keys.norm_layer(f"{body}bn1") or partial(FrozenBatchNorm2d),
     )
 
 

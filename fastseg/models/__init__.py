@@ -1,5 +1,6 @@
 """Complete models, one file each."""
 
+from fastseg.layers.mask_selection import MaskDetections
 from fastseg.layers.roi_heads import Detections
 from fastseg.models.build_mask_rcnn import (
     mask_rcnn_resnet18_fpn,
@@ -8,17 +9,46 @@ from fastseg.models.build_mask_rcnn import (
     mask_rcnn_resnet101_fpn,
     mask_rcnn_resnext101_32x8d_fpn,
 )
+from fastseg.models.build_solo import (
+    decoupled_solo_light_resnet50_fpn,
+    decoupled_solo_resnet50_fpn,
+    decoupled_solo_resnet101_fpn,
+    solo_resnet50_fpn,
+    solo_resnet101_fpn,
+    solov2_light_resnet18_fpn,
+    solov2_light_resnet34_fpn,
+    solov2_light_resnet50_fpn,
+    solov2_resnet18_fpn,
+    solov2_resnet34_fpn,
+    solov2_resnet50_fpn,
+    solov2_resnet101_fpn,
+)
 from fastseg.models.image_batch import ImageBatch, ImageTransform
 from fastseg.models.mask_rcnn import MaskRCNN
+from fastseg.models.solo import SOLO
 
 __all__ = [
+    "SOLO",
     "Detections",
     "ImageBatch",
     "ImageTransform",
+    "MaskDetections",
     "MaskRCNN",
+    "decoupled_solo_light_resnet50_fpn",
+    "decoupled_solo_resnet50_fpn",
+    "decoupled_solo_resnet101_fpn",
     "mask_rcnn_resnet18_fpn",
     "mask_rcnn_resnet50_fpn",
     "mask_rcnn_resnet50_fpn_v2",
     "mask_rcnn_resnet101_fpn",
     "mask_rcnn_resnext101_32x8d_fpn",
+    "solo_resnet50_fpn",
+    "solo_resnet101_fpn",
+    "solov2_light_resnet18_fpn",
+    "solov2_light_resnet34_fpn",
+    "solov2_light_resnet50_fpn",
+    "solov2_resnet18_fpn",
+    "solov2_resnet34_fpn",
+    "solov2_resnet50_fpn",
+    "solov2_resnet101_fpn",
 ]

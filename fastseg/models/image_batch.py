@@ -37,6 +37,7 @@ class ImageTransform:
         image_std: RGB standard deviation that is divided by.
         size_divisible: the padded height and width are multiples of this.
         fixed_size: (width, height) that all images are resized to instead.
+        round_sizes: heights and widths are rounded to the nearest integer rather than down.
     """
 
     min_size: int = 800
@@ -45,6 +46,7 @@ class ImageTransform:
     image_std: Sequence[float] = (0.229, 0.224, 0.225)
     size_divisible: int = 32
     fixed_size: tuple[int, int] | None = None
+    round_sizes: bool = False
 
     def __call__(
         self, images: Sequence[Tensor], *, device: torch.device, dtype: torch.dtype
@@ -100,11 +102,12 @@ class ImageTransform:
         )[0]
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) after resizing: rounded down, in double precision."""
+        """(height, width) after resizing, in double precision."""
         if self.fixed_size is not None:
             return self.fixed_size[1], self.fixed_size[0]
         scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
-        return int(height * scale), int(width * scale)
+        half = 0.5 if self.round_sizes else 0.0
+        return int(height * scale + half), int(width * scale + half)
 
 
 def check_image(image: Tensor, name: str) -> None:

@@ -1,0 +1,114 @@
+"""What the names and shapes of a state dict tell about the network that they fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastseg.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from fastseg.layers.batch_norm import ConvLayer, FrozenBatchNorm2d, NormLayer
+
+
+def renamed(
+    state_dict: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]
+) -> dict[str, Tensor]:
+    """The same tensors under new names.
+
+    Args:
+        state_dict: tensors by name.
+        rules: pairs of a regular expression and its replacement, applied one after the other.
+    """
+    result = {}
+    for key, tensor in state_dict.items():
+        for old, new in rules:
+            key = re.sub(old, new, key)
+        result[key] = tensor
+    return result
+
+
+class Keys:
+    """What the names and shapes of a state dict tell.
+
+    Args:
+        state_dict: tensors by name.
+        batch_norm_eps: eps of the normalisations that ``norm_layer`` makes.
+    """
+
+    def __init__(self, state_dict: Mapping[str, Tensor], batch_norm_eps: float) -> None:
+        self.state_dict = state_dict
+        self.batch_norm_eps = batch_norm_eps
+
+    def any(self, beginning: str) -> bool:
+        """Whether some key begins so."""
+        return any(key.startswith(beginning) for key in self.state_dict)
+
+    def size(self, key: str, dim: int, *, default: int) -> int:
+        """Size of a tensor along one dimension; the default where it is missing."""
+        tensor = self.state_dict.get(key)
+        return default if tensor is None or tensor.dim() <= dim else tensor.shape[dim]
+
+    def count(self, pattern: str) -> int:
+        """One more than the highest number that the pattern's group matches; 1 for no match."""
+        matches = (re.match(pattern, key) for key in self.state_dict)
+        return 1 + max((int(match[1]) for match in matches if match), default=0)
+
+    def sizes(self, pattern: str, *, default: tuple[int, ...]) -> tuple[int, ...]:
+        """First dimension of each matching tensor, in the order of the matched numbers."""
+        found = {
+            int(match[1]): tensor.shape[0]
+            for key, tensor in self.state_dict.items()
+            if (match := re.fullmatch(pattern, key))
+        }
+        return tuple(found[i] for i in sorted(found)) or default
+
+    def norm_layer(self, name: str) -> NormLayer | None:
+        """The kind of normalisation with that name; None where there is none.
+
+        Batch normalisation that was trained counts batches; frozen does not.
+        """
+        if f"{name}.running_mean" not in self.state_dict:
+            return None
+        counts_batches = f"{name}.num_batches_tracked" in self.state_dict
+        layer = nn.BatchNorm2d if counts_batches else FrozenBatchNorm2d
+        return partial(layer, eps=self.batch_norm_eps)
+
+    def conv_layer(self, name: str) -> ConvLayer:
+        """The kind of convolution with that name."""
+        return nn.Conv2d
+
+
+def resnet(keys: Keys, prefix: str, *, stride_in_1x1: bool = False) -> ResNet:
+    """The backbone: kind, number and width of blocks, cardinality, kind of convolutions.
+
+    Args:
+        keys: of a state dict under our names.
+        prefix: the backbone's name.
+        stride_in_1x1: which no tensor shows, see ``Bottleneck``.
+    """
+    bottleneck = f"{prefix}.layer1.0.conv3.weight" in keys.state_dict
+    width = keys.size(f"{prefix}.conv1.weight", 0, default=64)
+    group_width = keys.size(f"{prefix}.layer1.0.conv2.weight", 1, default=width)
+    stage_width = keys.size(f"{prefix}.layer1.0.conv2.weight", 0, default=width)
+    options: dict[str, Any] = {}
+    if bottleneck:
+        options = {
+            "groups": stage_width // group_width,
+            "width_per_group": group_width * 64 // width,
+            "stride_in_1x1": stride_in_1x1,
+            "conv_layers": [
+                keys.conv_layer(f"{prefix}.layer{stage}.0.conv2") for stage in (1, 2, 3, 4)
+            ],
+        }
+    return ResNet(
+        block=Bottleneck if bottleneck else BasicBlock,
+        depths=[
+            keys.count(rf"{re.escape(prefix)}\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)
+        ],
+        width=width,
+        norm_layer=keys.norm_layer(f"{prefix}.bn1") or partial(FrozenBatchNorm2d),
+        **options,
+    )
