@@ -13,6 +13,8 @@ void bind_annotations(py::module_& module);
 void bind_evaluation(py::module_& module);
 void bind_label_pairs(py::module_& module);
 void bind_mask_iou(py::module_& module);
+void bind_mask_nms(py::module_& module);
+void bind_matrix_nms(py::module_& module);
 void bind_ms_deform_attn(py::module_& module);
 void bind_nms(py::module_& module);
 void bind_pack_masks(py::module_& module);
@@ -71,6 +73,8 @@ PYBIND11_MODULE(_C, module) {
   fastseg::bind_evaluation(module);
   fastseg::bind_label_pairs(module);
   fastseg::bind_mask_iou(module);
+  fastseg::bind_mask_nms(module);
+  fastseg::bind_matrix_nms(module);
   fastseg::bind_ms_deform_attn(module);
   fastseg::bind_nms(module);
   fastseg::bind_pack_masks(module);

@@ -1,6 +1,8 @@
 """The ops: functions on torch tensors, on the CPU and on CUDA."""
 
 from fastseg.ops.mask_iou import mask_iou
+from fastseg.ops.mask_nms import mask_nms, soft_mask_nms
+from fastseg.ops.matrix_nms import matrix_nms, matrix_nms_scores
 from fastseg.ops.ms_deform_attn import ms_deform_attn
 from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pack_masks import PackedMasks, pack_masks, unpack_masks
@@ -14,6 +16,9 @@ __all__ = [
     "PaddedRles",
     "batched_nms",
     "mask_iou",
+    "mask_nms",
+    "matrix_nms",
+    "matrix_nms_scores",
     "ms_deform_attn",
     "multi_scale_roi_align",
     "nms",
@@ -24,5 +29,6 @@ __all__ = [
     "rle_encode",
     "rle_encode_padded",
     "roi_align",
+    "soft_mask_nms",
     "unpack_masks",
 ]

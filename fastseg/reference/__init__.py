@@ -2,6 +2,8 @@
 
 from fastseg.reference import mask
 from fastseg.reference.mask_iou import mask_iou
+from fastseg.reference.mask_nms import mask_nms, soft_mask_nms
+from fastseg.reference.matrix_nms import matrix_nms, matrix_nms_scores
 from fastseg.reference.ms_deform_attn import ms_deform_attn
 from fastseg.reference.nms import batched_nms, nms
 from fastseg.reference.pack_masks import pack_masks, unpack_masks
@@ -14,6 +16,9 @@ __all__ = [
     "batched_nms",
     "mask",
     "mask_iou",
+    "mask_nms",
+    "matrix_nms",
+    "matrix_nms_scores",
     "ms_deform_attn",
     "multi_scale_roi_align",
     "nms",
@@ -23,5 +28,6 @@ __all__ = [
     "rle_decode",
     "rle_encode",
     "roi_align",
+    "soft_mask_nms",
     "unpack_masks",
 ]
