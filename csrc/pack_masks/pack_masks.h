@@ -37,6 +37,17 @@ struct PackRunsParams {
 
 void pack_runs_cpu(const PackRunsParams& params);
 
+// The areas and boxes of words that another kernel wrote.
+struct MeasureWordsParams {
+  View<3> words;  // words, areas and boxes as PackMasksParams
+  View<1> areas;
+  View<2> boxes;
+  int64_t width;
+};
+
+void measure_words_cpu(const MeasureWordsParams& params);
+void measure_words_cuda(const MeasureWordsParams& params, cudaStream_t stream);
+
 struct UnpackMasksParams {
   View<3> words;  // as PackMasksParams
   View<3> masks;  // [N, H, W] uint8 or bool, contiguous, written: 0 and 1

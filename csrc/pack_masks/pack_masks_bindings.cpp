@@ -66,6 +66,19 @@ void pack_runs(const py::object& toggles, const py::object& offsets, int64_t wid
   pack_runs_cpu(params);
 }
 
+void measure(const py::object& words, int64_t width, const py::object& areas,
+             const py::object& boxes, uintptr_t stream) {
+  const Array word_array(words, "words"), area_array(areas, "areas"), box_array(boxes, "boxes");
+  FASTSEG_CHECK(word_array.ndim() == 3, "words must have 3 dimensions, got shape ",
+                word_array.shape());
+  MeasureWordsParams params;
+  params.words = word_view(word_array, word_array.size(0), word_array.size(1), width);
+  params.width = width;
+  set_extents(area_array, box_array, word_array, &params);
+  launch_on(word_array.device(), stream, params, measure_words_cpu,
+            FASTSEG_CUDA(measure_words_cuda));
+}
+
 void unpack(const py::object& words, const py::object& masks, uintptr_t stream) {
   const Array word_array(words, "words"), mask_array(masks, "masks");
   UnpackMasksParams params;
@@ -87,6 +100,8 @@ void bind_pack_masks(py::module_& module) {
              py::arg("boxes"), py::arg("threshold"), py::arg("stream") = 0);
   module.def("pack_runs", &pack_runs, py::arg("toggles"), py::arg("offsets"), py::arg("width"),
              py::arg("words"), py::arg("areas"), py::arg("boxes"));
+  module.def("measure_words", &measure, py::arg("words"), py::arg("width"), py::arg("areas"),
+             py::arg("boxes"), py::arg("stream") = 0);
   module.def("unpack_masks", &unpack, py::arg("words"), py::arg("masks"), py::arg("stream") = 0);
 }
 

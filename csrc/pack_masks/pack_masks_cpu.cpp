@@ -217,6 +217,25 @@ void pack_runs_cpu(const PackRunsParams& params) {
                });
 }
 
+void measure_words_cpu(const MeasureWordsParams& params) {
+  const View<3>& words = params.words;
+  const int64_t height = words.size[1], row_words = words.size[2];
+  parallel_for(words.size[0], kRunWordsPerTask / std::max<int64_t>(height * row_words, 1),
+               [&](int64_t begin, int64_t end) {
+                 Extent extent(row_words);
+                 for (int64_t n = begin; n < end; ++n) {
+                   extent.clear();
+                   for (int64_t y = 0; y < height; ++y) {
+                     extent.add_row(y, words.at<uint64_t>(n, y));
+                   }
+                   int64_t summary[5];
+                   extent.store(summary);
+                   *params.areas.at<int64_t>(n) = summary[0];
+                   std::copy(summary + 1, summary + 5, params.boxes.at<int64_t>(n));
+                 }
+               });
+}
+
 void unpack_masks_cpu(const UnpackMasksParams& params) {
   const View<3>& masks = params.masks;
   const int64_t height = masks.size[1], width = masks.size[2];
@@ -236,4 +255,5 @@ void unpack_masks_cpu(const UnpackMasksParams& params) {
 
 FASTSEG_CPU_LAUNCHER(pack_masks_cpu, PackMasksParams)
 FASTSEG_CPU_LAUNCHER(pack_runs_cpu, PackRunsParams)
+FASTSEG_CPU_LAUNCHER(measure_words_cpu, MeasureWordsParams)
 FASTSEG_CPU_LAUNCHER(unpack_masks_cpu, UnpackMasksParams)

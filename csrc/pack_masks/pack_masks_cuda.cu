@@ -18,24 +18,35 @@ constexpr int kByteWordsPerWarp = 128;
 
 using Word = unsigned long long;
 
-// Of pixels that a thread saw, then of a block's.
+// Where areas and boxes go, and the size of the masks.
+struct Extents {
+  View<1> areas;
+  View<2> boxes;
+  int64_t height, width;
+};
+
+FASTSEG_HD Extents extents_of(const PackMasksParams& p) {
+  return {p.areas, p.boxes, p.masks.size[1], p.masks.size[2]};
+}
+
+// Of pixels that a thread saw.
 struct Extent {
   Word area = 0;
   int left = 0, top = 0, right = 0, bottom = 0;  // width - x0, height - y0, x1, y1
 
-  __device__ void add(Word word, int64_t x, int64_t y, const View<3>& masks) {
+  __device__ void add(Word word, int64_t x, int64_t y, const Extents& extents) {
     if (word == 0) return;
     const Max max;
     area += __popcll(word);
-    left = max(left, int(masks.size[2] - x) - (__ffsll(int64_t(word)) - 1));
+    left = max(left, int(extents.width - x) - (__ffsll(int64_t(word)) - 1));
     right = max(right, int(x) + 64 - __clzll(int64_t(word)));
-    top = max(top, int(masks.size[1] - y));
+    top = max(top, int(extents.height - y));
     bottom = max(bottom, int(y) + 1);
   }
 };
 
 // All threads of the block call it.
-__device__ void store_extent(const PackMasksParams& p, int64_t n, const Extent& own) {
+__device__ void store_extent(const Extents& p, int64_t n, const Extent& own) {
   __shared__ Word area_scratch[kWarpSize];
   __shared__ int scratch[kWarpSize];
   const Word area = block_reduce_sum(own.area, area_scratch);
@@ -50,19 +61,19 @@ __device__ void store_extent(const PackMasksParams& p, int64_t n, const Extent& 
   if (threadIdx.x == 0 && area > 0) atomicAdd(p.areas.at<Word>(n), area);
 }
 
-__global__ void __launch_bounds__(kThreads) reset_kernel(PackMasksParams p) {
+__global__ void __launch_bounds__(kThreads) reset_kernel(Extents p) {
   const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (n >= p.words.size[0]) return;
+  if (n >= p.areas.size[0]) return;
   *p.areas.at<int64_t>(n) = 0;
   for (int side = 0; side < 4; ++side) *p.boxes.at<int64_t>(n, side) = 0;
 }
 
-__global__ void __launch_bounds__(kThreads) finish_kernel(PackMasksParams p) {
+__global__ void __launch_bounds__(kThreads) finish_kernel(Extents p) {
   const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (n >= p.words.size[0] || *p.areas.at<int64_t>(n) == 0) return;
+  if (n >= p.areas.size[0] || *p.areas.at<int64_t>(n) == 0) return;
   int64_t* const box = p.boxes.at<int64_t>(n);
-  box[0] = p.masks.size[2] - box[0];
-  box[1] = p.masks.size[1] - box[1];
+  box[0] = p.width - box[0];
+  box[1] = p.height - box[1];
 }
 
 // A mask takes `blocks` blocks; the words of all its rows are counted through.
@@ -100,9 +111,9 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (first + lane_id() >= num_words) continue;
     *p.words.at<Word>(n, own_y, own_i) = word;
-    extent.add(word, own_i * kWordPixels, own_y, p.masks);
+    extent.add(word, own_i * kWordPixels, own_y, extents_of(p));
   }
-  store_extent(p, n, extent);
+  store_extent(extents_of(p), n, extent);
 }
 
 // Bit i tells whether byte i is not 0.
@@ -168,7 +179,7 @@ __global__ void __launch_bounds__(kThreads)
     word |= __shfl_xor_sync(kFullMask, word, 2);
     if (exists && lane_id() % 4 == 0) {
       *p.words.at<Word>(n, y, i) = word;
-      extent.add(word, i * kWordPixels, y, p.masks);
+      extent.add(word, i * kWordPixels, y, extents_of(p));
     }
     word_index += 8;
     y += step_y;
@@ -178,7 +189,7 @@ __global__ void __launch_bounds__(kThreads)
       ++y;
     }
   }
-  store_extent(p, n, extent);
+  store_extent(extents_of(p), n, extent);
 }
 
 // As above; a mask's warps are groups of 32 rows, then words of a row.
@@ -199,9 +210,26 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 16
     for (int c = 0; c < columns; ++c) word |= Word(inside(pixels[c * stride])) << c;
     *p.words.at<Word>(n, y, i) = word;
-    extent.add(word, x, y, p.masks);
+    extent.add(word, x, y, extents_of(p));
   }
-  store_extent(p, n, extent);
+  store_extent(extents_of(p), n, extent);
+}
+
+// As above; a thread takes kGroupsPerWarp words, a block's width apart.
+__global__ void __launch_bounds__(kThreads)
+    measure_kernel(View<3> words, Extents extents, int64_t blocks) {
+  const int64_t n = blockIdx.x / blocks, row_words = words.size[2];
+  const int64_t num_words = extents.height * row_words;
+  const int64_t first = blockIdx.x % blocks * kGroupsPerWarp * kThreads + threadIdx.x;
+  Extent extent;
+#pragma unroll
+  for (int group = 0; group < kGroupsPerWarp; ++group) {
+    const int64_t own = first + group * kThreads;
+    if (own >= num_words) break;
+    extent.add(words.at<const Word>(n)[own], own % row_words * kWordPixels, own / row_words,
+               extents);
+  }
+  store_extent(extents, n, extent);
 }
 
 // As pack_rows_kernel, backwards; one group a warp.
@@ -229,34 +257,53 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(UnpackMasksParams p) {
   }
 }
 
+// Runs a kernel that adds to the extents.
+template <class Add>
+void measure(const Extents& extents, cudaStream_t stream, Add add) {
+  const dim3 grid = make_grid(ceil_div<int64_t>(extents.areas.size[0], kThreads));
+  launch("pack_masks_reset", reset_kernel, grid, kThreads, 0, stream, extents);
+  add();
+  launch("pack_masks_finish", finish_kernel, grid, kThreads, 0, stream, extents);
+}
+
 }  // namespace
 
 void pack_masks_cuda(const PackMasksParams& params, cudaStream_t stream) {
   const View<3>& masks = params.masks;
   const int64_t num_masks = masks.size[0], height = masks.size[1];
   const int64_t num_words = height * params.words.size[2];
-  const dim3 per_mask = make_grid(ceil_div<int64_t>(num_masks, kThreads));
-  launch("pack_masks_reset", reset_kernel, per_mask, kThreads, 0, stream, params);
-  dispatch_inside(params, [&](auto zero, const auto& inside) {
-    using T = decltype(zero);
-    using Inside = std::decay_t<decltype(inside)>;
-    if (masks.numel() > 0 && sizeof(T) == 1 && masks.stride[2] == 1) {
-      const uint8_t* last = masks.at<uint8_t>(num_masks - 1, height - 1, masks.size[2] - 1);
-      const int64_t blocks = ceil_div<int64_t>(num_words, kWarps * kByteWordsPerWarp);
-      launch("pack_masks_bytes", pack_bytes_kernel, make_grid(blocks * num_masks), kThreads, 0,
-             stream, params, ByteReader{masks.as<uint8_t>(), last + 1}, blocks);
-    } else if (masks.stride[1] == 1 && masks.stride[2] != 1) {
-      const int64_t warps = ceil_div<int64_t>(height, kWarpSize) * params.words.size[2];
-      const int64_t blocks = ceil_div<int64_t>(warps, kWarps);
-      launch("pack_masks_columns", pack_columns_kernel<T, Inside>, make_grid(blocks * num_masks),
-             kThreads, 0, stream, params, inside, blocks);
-    } else {
-      const int64_t blocks = ceil_div<int64_t>(num_words, kGroupsPerWarp * kThreads);
-      launch("pack_masks_rows", pack_rows_kernel<T, Inside>, make_grid(blocks * num_masks),
-             kThreads, 0, stream, params, inside, blocks);
-    }
+  measure(extents_of(params), stream, [&] {
+    dispatch_inside(params, [&](auto zero, const auto& inside) {
+      using T = decltype(zero);
+      using Inside = std::decay_t<decltype(inside)>;
+      if (masks.numel() > 0 && sizeof(T) == 1 && masks.stride[2] == 1) {
+        const uint8_t* last = masks.at<uint8_t>(num_masks - 1, height - 1, masks.size[2] - 1);
+        const int64_t blocks = ceil_div<int64_t>(num_words, kWarps * kByteWordsPerWarp);
+        launch("pack_masks_bytes", pack_bytes_kernel, make_grid(blocks * num_masks), kThreads, 0,
+               stream, params, ByteReader{masks.as<uint8_t>(), last + 1}, blocks);
+      } else if (masks.stride[1] == 1 && masks.stride[2] != 1) {
+        const int64_t warps = ceil_div<int64_t>(height, kWarpSize) * params.words.size[2];
+        const int64_t blocks = ceil_div<int64_t>(warps, kWarps);
+        launch("pack_masks_columns", pack_columns_kernel<T, Inside>, make_grid(blocks * num_masks),
+               kThreads, 0, stream, params, inside, blocks);
+      } else {
+        const int64_t blocks = ceil_div<int64_t>(num_words, kGroupsPerWarp * kThreads);
+        launch("pack_masks_rows", pack_rows_kernel<T, Inside>, make_grid(blocks * num_masks),
+               kThreads, 0, stream, params, inside, blocks);
+      }
+    });
   });
-  launch("pack_masks_finish", finish_kernel, per_mask, kThreads, 0, stream, params);
+}
+
+void measure_words_cuda(const MeasureWordsParams& params, cudaStream_t stream) {
+  const View<3>& words = params.words;
+  const Extents extents = {params.areas, params.boxes, words.size[1], params.width};
+  measure(extents, stream, [&] {
+    const int64_t blocks =
+        ceil_div<int64_t>(words.size[1] * words.size[2], kGroupsPerWarp * kThreads);
+    launch("measure_words", measure_kernel, make_grid(blocks * words.size[0]), kThreads, 0, stream,
+           words, extents, blocks);
+  });
 }
 
 void unpack_masks_cuda(const UnpackMasksParams& params, cudaStream_t stream) {

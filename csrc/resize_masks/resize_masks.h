@@ -25,13 +25,16 @@ struct ResizeMasksParams {
 };
 
 // All sides are at least 1 and below 2^31.
-struct ResizeMasksToBoolParams {
+struct ResizeMasksToPixelsParams {
   ResizeMasksParams resize;
-  View<3> output;  // [N, H, W] uint8 or bool, contiguous, written: 0 or 1
+  View<3> output;  // [N, H, W] uint8 or bool, contiguous, written: 0 or 1; or
+                   // [N, H, ceil(W / 64)] int64, contiguous, written: as PackMasksParams::words
+
+  bool packed() const { return output.dtype == DType::i64; }
 };
 
-void resize_masks_cpu(const ResizeMasksToBoolParams& params);
-void resize_masks_cuda(const ResizeMasksToBoolParams& params, cudaStream_t stream);
+void resize_masks_cpu(const ResizeMasksToPixelsParams& params);
+void resize_masks_cuda(const ResizeMasksToPixelsParams& params, cudaStream_t stream);
 
 // As COCO's compressed run lengths; H * W < 2^32.
 struct ResizeMasksRleParams {

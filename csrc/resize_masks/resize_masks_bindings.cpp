@@ -41,15 +41,18 @@ ResizeMasksParams make_params(const Array& masks, const Sides& size, const Sides
   return params;
 }
 
-void resize(const py::object& masks, const py::object& output, const Sides& via, const Sides& crop,
-            double threshold, uintptr_t stream) {
+// The output is pixels [N, H, W], or words [N, H, ceil(W / 64)] int64 of masks of this width.
+void resize(const py::object& masks, const py::object& output, int64_t width, const Sides& via,
+            const Sides& crop, double threshold, uintptr_t stream) {
   const Array mask_array(masks, "masks"), out(output, "output");
-  out.expect_shape({mask_array.size(0), -1, -1}).expect_dtype({DType::u8, DType::boolean});
-  ResizeMasksToBoolParams params;
-  params.output = out.expect_device(mask_array).view<3>();
+  ResizeMasksToPixelsParams params;
+  out.expect_dtype({DType::u8, DType::boolean, DType::i64}).expect_device(mask_array);
+  params.output = out.view<3>();
   const View<3>& view = params.output;
-  params.resize = make_params(mask_array, {view.size[1], view.size[2]}, via, crop, threshold);
-  FASTSEG_CHECK(view.numel() == 0 || (view.stride[2] == 1 && view.stride[1] == view.size[2]),
+  out.expect_shape({mask_array.size(0), -1, params.packed() ? (width + 63) / 64 : width});
+  params.resize = make_params(mask_array, {view.size[1], width}, via, crop, threshold);
+  FASTSEG_CHECK(view.numel() == 0 || (view.stride[2] == 1 && view.stride[1] == view.size[2] &&
+                                      view.stride[0] == view.size[1] * view.size[2]),
                 "output must be contiguous");
   launch_on(out.device(), stream, params, resize_masks_cpu, FASTSEG_CUDA(resize_masks_cuda));
 }
@@ -90,8 +93,8 @@ void resize_bits(const py::object& masks, const py::object& words, int64_t heigh
 }  // namespace
 
 void bind_resize_masks(py::module_& module) {
-  module.def("resize_masks", &resize, py::arg("masks"), py::arg("output"), py::arg("via"),
-             py::arg("crop"), py::arg("threshold"), py::arg("stream") = 0);
+  module.def("resize_masks", &resize, py::arg("masks"), py::arg("output"), py::arg("width"),
+             py::arg("via"), py::arg("crop"), py::arg("threshold"), py::arg("stream") = 0);
   module.def("resize_masks_rle", &resize_rle, py::arg("masks"), py::arg("size"), py::arg("via"),
              py::arg("crop"), py::arg("threshold"));
   module.def("resize_masks_bits", &resize_bits, py::arg("masks"), py::arg("words"),

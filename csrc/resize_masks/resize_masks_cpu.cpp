@@ -316,30 +316,45 @@ void find_toggles(const Plan& plan, MaskResizer* resizer, ColumnTransitions* tra
   }
 }
 
+// Rows of 64-bit words, bit = column.
+void write_words(const Plan& plan, MaskResizer* resizer, uint64_t* words) {
+  const int64_t strips = plan.num_strips();
+  for (int64_t i = 0; i < strips; ++i) {
+    resizer->strip(i, [&](int64_t begin, int64_t end, uint64_t word) {
+      for (int64_t y = begin; y < end; ++y) words[y * strips + i] = word;
+    });
+  }
+}
+
+void unpack_rows(const Plan& plan, const uint64_t* words, uint8_t* pixels) {
+  const int64_t whole = plan.width / kStripColumns, rest = plan.width % kStripColumns;
+  for (int64_t y = 0; y < plan.height; ++y) {
+    for (int64_t i = 0; i < whole; ++i) unpack_bits(*words++, pixels + kStripColumns * i);
+    pixels += kStripColumns * whole;
+    if (rest == 0) continue;
+    uint8_t last[kStripColumns];
+    unpack_bits(*words++, last);
+    memcpy(pixels, last, rest);
+    pixels += rest;
+  }
+}
+
 }  // namespace
 
-void resize_masks_cpu(const ResizeMasksToBoolParams& params) {
+void resize_masks_cpu(const ResizeMasksToPixelsParams& params) {
   const Plan plan(params.resize);
   const View<3>& output = params.output;
-  advise_huge_pages(output.data, output.numel());
-  const int64_t strips = plan.num_strips(), whole = plan.width / kStripColumns;
+  advise_huge_pages(output.data, output.numel() * bytes_of(output.dtype));
   parallel_for(output.size[0], 1, [&](int64_t begin, int64_t end) {
     MaskResizer resizer(plan);
-    std::vector<uint64_t> words(plan.height * strips);  // rows of bits: they fit in the cache
+    std::vector<uint64_t> words(params.packed() ? 0 : plan.height * plan.num_strips());
     for (int64_t n = begin; n < end; ++n) {
       resizer.begin(params.resize.masks, n);
-      for (int64_t i = 0; i < strips; ++i) {
-        resizer.strip(i, [&](int64_t first, int64_t last, uint64_t word) {
-          for (int64_t y = first; y < last; ++y) words[y * strips + i] = word;
-        });
-      }
-      for (int64_t y = 0; y < plan.height; ++y) {
-        uint8_t* row = output.at<uint8_t>(n, y);
-        for (int64_t i = 0; i < whole; ++i) unpack_bits(words[y * strips + i], row + 64 * i);
-        if (whole == strips) continue;
-        uint8_t rest[kStripColumns];
-        unpack_bits(words[y * strips + whole], rest);
-        memcpy(row + 64 * whole, rest, plan.width - 64 * whole);
+      if (params.packed()) {
+        write_words(plan, &resizer, output.at<uint64_t>(n));
+      } else {
+        write_words(plan, &resizer, words.data());  // an eighth of the pixels: stays in the cache
+        unpack_rows(plan, words.data(), output.at<uint8_t>(n));
       }
     }
   });
@@ -363,5 +378,5 @@ void resize_masks_rle_cpu(const ResizeMasksRleParams& params) {
 }  // namespace FASTSEG_ISA
 }  // namespace fastseg
 
-FASTSEG_CPU_LAUNCHER(resize_masks_cpu, ResizeMasksToBoolParams)
+FASTSEG_CPU_LAUNCHER(resize_masks_cpu, ResizeMasksToPixelsParams)
 FASTSEG_CPU_LAUNCHER(resize_masks_rle_cpu, ResizeMasksRleParams)

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kBlocksPerSm = 3;         // left alone, the compiler aims at 4 and spills
 constexpr int kMaxCheckedCells = 4096;  // of a warp; a larger area is hardly on one side
 
 struct Mask {
@@ -188,6 +189,17 @@ struct StoreColumnWords {
   }
 };
 
+struct StoreRowWords {
+  View<3> output;  // as PackMasksParams::words, here in halves of 32 bits
+
+  __device__ void operator()(int64_t n, int64_t chunk, int64_t left, unsigned bits) const {
+    const unsigned row_bits = transpose_bits(bits);  // of row 32 * chunk + lane
+    const int64_t y = chunk * kWarpSize + lane_id();
+    if (y < output.size[1])
+      output.at<Vec<unsigned, 2>>(n, y, left / 64)->data[left / 32 % 2] = row_bits;
+  }
+};
+
 struct StoreBytes {
   View<3> output;
   bool aligned;  // rows allow stores of 4
@@ -216,8 +228,8 @@ struct StoreBytes {
 };
 
 template <bool kVia, class Store>
-__global__ void __launch_bounds__(kThreads) resize_kernel(ResizeMasksParams p, Store store) {
-  const int64_t groups = ceil_div<int64_t>(p.width, kWarpSize);
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    resize_kernel(ResizeMasksParams p, Store store, int64_t groups) {
   const int64_t chunks = ceil_div<int64_t>(p.height, kWarpSize);
   const int64_t warp = int64_t(blockIdx.x) * kWarps + warp_id();
   const int64_t n = warp / (groups * chunks), chunk = warp / groups % chunks;
@@ -227,18 +239,21 @@ __global__ void __launch_bounds__(kThreads) resize_kernel(ResizeMasksParams p, S
   store(n, chunk, left, column_bits<kVia>(mask, left, chunk * kWarpSize));
 }
 
+// `group_columns`: the result's columns are made in multiples of these, past its width as zeros.
 template <class Store>
-void launch_resize(const ResizeMasksParams& p, Store store, cudaStream_t stream) {
-  const int64_t warps = p.masks.size[0] * ceil_div<int64_t>(p.height, kWarpSize) *
-                        ceil_div<int64_t>(p.width, kWarpSize);
+void launch_resize(const ResizeMasksParams& p, Store store, cudaStream_t stream,
+                   int64_t group_columns = kWarpSize) {
+  const int64_t groups = ceil_div<int64_t>(p.width, group_columns) * (group_columns / kWarpSize);
+  const int64_t warps = p.masks.size[0] * ceil_div<int64_t>(p.height, kWarpSize) * groups;
   launch("resize_masks", p.has_via() ? resize_kernel<true, Store> : resize_kernel<false, Store>,
-         make_grid(ceil_div<int64_t>(warps, kWarps)), kThreads, 0, stream, p, store);
+         make_grid(ceil_div<int64_t>(warps, kWarps)), kThreads, 0, stream, p, store, groups);
 }
 
 }  // namespace
 
-void resize_masks_cuda(const ResizeMasksToBoolParams& params, cudaStream_t stream) {
+void resize_masks_cuda(const ResizeMasksToPixelsParams& params, cudaStream_t stream) {
   const View<3>& output = params.output;
+  if (params.packed()) return launch_resize(params.resize, StoreRowWords{output}, stream, 64);
   const bool aligned = output.size[2] % 4 == 0 && reinterpret_cast<uintptr_t>(output.data) % 4 == 0;
   launch_resize(params.resize, StoreBytes{output, aligned}, stream);
 }

@@ -18,6 +18,15 @@ struct RleEncodeParams {
 
 void rle_encode_cpu(const RleEncodeParams& params);
 
+// The same from masks at one bit a pixel.
+struct RleEncodeWordsParams {
+  View<3> words;  // [N, H, ceil(W / 64)] int64, contiguous: as PackMasksParams::words
+  int64_t width;
+  std::string* counts;  // [N], written: compressed counts
+};
+
+void rle_encode_words_cpu(const RleEncodeWordsParams& params);
+
 struct RleFillParams {
   View<1> toggles;  // uint32, all masks' toggles, ascending within a mask and at most H * W
   View<1> offsets;  // [N + 1] int64: mask n has toggles [offsets[n], offsets[n + 1])
@@ -36,6 +45,14 @@ struct RleBitsParams {
 };
 
 void rle_bits_cuda(const RleBitsParams& params, cudaStream_t stream);
+
+// The same bits from masks at one bit a pixel, whose words go along rows.
+struct RleTransposeParams {
+  View<3> row_words;  // [N, H, ceil(W / 64)] int64, contiguous: as PackMasksParams::words
+  View<3> words;      // [N, ceil(H / 32), W] int32, written: as RleBitsParams
+};
+
+void rle_transpose_cuda(const RleTransposeParams& params, cudaStream_t stream);
 
 struct RleTogglesParams {
   View<3> words;  // as RleBitsParams

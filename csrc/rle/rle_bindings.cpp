@@ -45,10 +45,40 @@ py::object encode(const py::object& masks) {
   return make_rles(view.size[1], view.size[2], counts);
 }
 
+// Words [N, H, ceil(W / 64)] int64 of masks of this width, rows following each other.
+View<3> row_words(const Array& words, int64_t width) {
+  words.expect_dtype({DType::i64});
+  const View<3> view = words.view<3>();
+  FASTSEG_CHECK(view.size[2] == (width + 63) / 64, "words must have ", (width + 63) / 64,
+                " a row for width ", width, ", got shape ", words.shape());
+  FASTSEG_CHECK(view.numel() == 0 || (view.stride[2] == 1 && view.stride[1] == view.size[2] &&
+                                      view.stride[0] == view.size[1] * view.size[2]),
+                "words must be contiguous");
+  checked_area(view.size[1], width);
+  return view;
+}
+
+py::list encode_words(const py::object& words, int64_t width) {
+  const Array array(words, "words");
+  FASTSEG_CHECK(array.device() == kCpuDevice, "words must lie on the CPU, got CUDA device ",
+                array.device());
+  RleEncodeWordsParams params;
+  params.words = row_words(array, width);
+  params.width = width;
+  std::vector<std::string> counts(params.words.size[0]);
+  params.counts = counts.data();
+  {
+    py::gil_scoped_release release;
+    rle_encode_words_cpu(params);
+  }
+  return make_rles(params.words.size[1], width, counts);
+}
+
 [[noreturn, maybe_unused]] void cuda_only(const char* op) {
   throw std::invalid_argument(message(op, " runs on CUDA alone"));
 }
 [[maybe_unused]] void rle_bits_cpu(const RleBitsParams&) { cuda_only("rle_bits"); }
+[[maybe_unused]] void rle_transpose_cpu(const RleTransposeParams&) { cuda_only("rle_transpose"); }
 [[maybe_unused]] void rle_toggles_cpu(const RleTogglesParams&) { cuda_only("rle_toggles"); }
 [[maybe_unused]] void rle_strings_cpu(const RleStringsParams&) { cuda_only("rle_strings"); }
 
@@ -62,6 +92,16 @@ void bits(const py::object& masks, const py::object& words, uintptr_t stream) {
   word_array.expect_shape({size[0], (size[1] + 31) / 32, size[2]});
   params.words = word_array.view<3>();
   launch_on(mask_array.device(), stream, params, rle_bits_cpu, FASTSEG_CUDA(rle_bits_cuda));
+}
+
+void transpose(const py::object& row_words_of, const py::object& words, uintptr_t stream) {
+  const Array row_array(row_words_of, "row_words"), word_array(words, "words");
+  RleTransposeParams params;
+  params.words = word_array.expect_dtype({DType::i32}).expect_device(row_array).view<3>();
+  params.row_words = row_words(row_array, params.words.size[2]);
+  word_array.expect_shape({row_array.size(0), (row_array.size(1) + 31) / 32, -1});
+  launch_on(word_array.device(), stream, params, rle_transpose_cpu,
+            FASTSEG_CUDA(rle_transpose_cuda));
 }
 
 // The first pass writes counts [N, W], the second toggles from their cumulative sum ends [N * W].
@@ -181,6 +221,9 @@ py::array_t<double> to_bbox(const py::sequence& objects) {
 
 void bind_rle(py::module_& module) {
   module.def("rle_encode", &encode, py::arg("masks"));
+  module.def("rle_encode_words", &encode_words, py::arg("words"), py::arg("width"));
+  module.def("rle_transpose", &transpose, py::arg("row_words"), py::arg("words"),
+             py::arg("stream") = 0);
   module.def("rle_bits", &bits, py::arg("masks"), py::arg("words"), py::arg("stream") = 0);
   module.def("rle_toggles", &toggles, py::arg("words"), py::arg("height"), py::arg("counts"),
              py::arg("ends"), py::arg("toggles"), py::arg("stream") = 0);

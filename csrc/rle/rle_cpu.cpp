@@ -232,6 +232,28 @@ void rle_encode_cpu(const RleEncodeParams& params) {
   dispatch_width(params.masks.dtype, "masks", [&](auto zero) { encode<decltype(zero)>(params); });
 }
 
+void rle_encode_words_cpu(const RleEncodeWordsParams& params) {
+  constexpr int64_t kMaxColumns = ColumnTransitions::kMaxColumns;
+  const View<3>& words = params.words;
+  const int64_t height = words.size[1], width = params.width;
+  const uint32_t area = static_cast<uint32_t>(height * width);
+  parallel_for(words.size[0], masks_per_task(height, width), [&](int64_t begin, int64_t end) {
+    ColumnTransitions transitions;
+    std::vector<uint32_t> toggles;
+    for (int64_t n = begin; n < end; ++n) {
+      toggles.clear();
+      for (int64_t x = 0; x < width; x += kMaxColumns) {
+        transitions.begin(height, x, std::min(kMaxColumns, width - x));
+        for (int64_t y = 0; y < height; ++y) {
+          transitions.add_row(y, words.at<const uint64_t>(n, y, x / 64));
+        }
+        transitions.finish(height, &toggles);
+      }
+      append_counts(toggles.data(), toggles.size(), area, &params.counts[n]);
+    }
+  });
+}
+
 void rle_fill_cpu(const RleFillParams& params) {
   const View<3>& masks = params.masks;
   const int64_t height = masks.size[1], width = masks.size[2];
@@ -260,4 +282,5 @@ void rle_fill_cpu(const RleFillParams& params) {
 }  // namespace fastseg
 
 FASTSEG_CPU_LAUNCHER(rle_encode_cpu, RleEncodeParams)
+FASTSEG_CPU_LAUNCHER(rle_encode_words_cpu, RleEncodeWordsParams)
 FASTSEG_CPU_LAUNCHER(rle_fill_cpu, RleFillParams)

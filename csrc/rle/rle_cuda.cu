@@ -56,6 +56,25 @@ __global__ void __launch_bounds__(kThreads) bits_of_columns_kernel(RleBitsParams
   if (first + lane_id() < chunks) *p.words.at<unsigned>(n, first + lane_id(), x) = bits;
 }
 
+// A warp turns 32 rows of 64 columns: each lane reads one row and writes two columns.
+__global__ void __launch_bounds__(kThreads) transpose_kernel(RleTransposeParams p) {
+  const int64_t height = p.row_words.size[1], row_words = p.row_words.size[2];
+  const int64_t width = p.words.size[2], chunks = p.words.size[1];
+  const int64_t warp = int64_t(blockIdx.x) * kWarps + warp_id();
+  const int64_t n = warp / (row_words * chunks), chunk = warp / row_words % chunks;
+  const int64_t i = warp % row_words, y = chunk * kWordRows + lane_id();
+  if (n >= p.words.size[0]) return;  // the whole warp
+  using Halves = Vec<unsigned, 2>;
+  Halves row = {{0u, 0u}};
+  if (y < height) row = *p.row_words.at<const Halves>(n, y, i);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int64_t x = 64 * i + kWarpSize * half + lane_id();
+    const unsigned column = transpose_bits(row[half]);
+    if (x < width) *p.words.at<unsigned>(n, chunk, x) = column;
+  }
+}
+
 // Calls visit(chunk, changed) for the words of a column from top to bottom; `changed` has a bit for
 // each pixel that differs from the one before it in column order, which is 0 before the first.
 template <class Visit>
@@ -235,6 +254,12 @@ void rle_bits_cuda(const RleBitsParams& params, cudaStream_t stream) {
              make_grid(ceil_div<int64_t>(warps, kWarps)), kThreads, 0, stream, params);
     }
   });
+}
+
+void rle_transpose_cuda(const RleTransposeParams& params, cudaStream_t stream) {
+  const int64_t warps = params.words.size[0] * params.words.size[1] * params.row_words.size[2];
+  launch("rle_transpose", transpose_kernel, make_grid(ceil_div<int64_t>(warps, kWarps)), kThreads,
+         0, stream, params);
 }
 
 void rle_count_cuda(const RleTogglesParams& params, cudaStream_t stream) {

@@ -90,7 +90,7 @@ def pack_masks(masks: Any, threshold: float | None = None) -> PackedMasks:
     if isinstance(masks, np.ndarray):
         _check_threshold(str(masks.dtype), masks.dtype.kind == "f", threshold)
         _check_shape(masks.shape)
-        words, areas, boxes = _empty_outputs(masks.shape, torch.device("cpu"))
+        words, areas, boxes = empty_packed(masks.shape, torch.device("cpu"))
         _C.pack_masks(masks, words, areas, boxes, threshold or 0.0)
         return PackedMasks(words, areas, boxes, masks.shape[2])
     if not isinstance(masks, Tensor):
@@ -115,6 +115,15 @@ def unpack_masks(packed: PackedMasks) -> Tensor:
     return torch.ops.fastseg.unpack_masks(packed.words, packed.width)
 
 
+def empty_packed(shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for the words, areas and boxes of `PackedMasks` of masks [N, H, W]."""
+    count, height, width = shape
+    row_words = (width + WORD_PIXELS - 1) // WORD_PIXELS
+    words = torch.empty((count, height, row_words), dtype=torch.int64, device=device)
+    areas = torch.empty(count, dtype=torch.int64, device=device)
+    return words, areas, torch.empty((count, 4), dtype=torch.int64, device=device)
+
+
 def _check_threshold(dtype: str, floating: bool, threshold: float | None) -> None:
     if floating and threshold is None:
         raise TypeError(f"threshold is required for floating masks, got masks of {dtype}")
@@ -129,17 +138,9 @@ def _check_shape(shape: Sequence[int]) -> None:
         raise ValueError(f"masks must have shape [N, H, W], got {tuple(shape)}")
 
 
-def _empty_outputs(shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    count, height, width = shape
-    row_words = (width + WORD_PIXELS - 1) // WORD_PIXELS
-    words = torch.empty((count, height, row_words), dtype=torch.int64, device=device)
-    areas = torch.empty(count, dtype=torch.int64, device=device)
-    return words, areas, torch.empty((count, 4), dtype=torch.int64, device=device)
-
-
 def _pack_rles(rles: Sequence[RLE]) -> PackedMasks:
     height, width, toggles, offsets = _C.rle_parse(rles)
-    outputs = _empty_outputs((len(offsets) - 1, height, width), torch.device("cpu"))
+    outputs = empty_packed((len(offsets) - 1, height, width), torch.device("cpu"))
     _C.pack_runs(toggles, offsets, width, *outputs)
     return PackedMasks(*outputs, width)
 
@@ -147,7 +148,7 @@ def _pack_rles(rles: Sequence[RLE]) -> PackedMasks:
 @torch.library.impl(LIBRARY, "pack_masks", "CPU")
 @torch.library.impl(LIBRARY, "pack_masks", "CUDA")
 def _pack_masks(masks: Tensor, threshold: float | None) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = _empty_outputs(masks.shape, masks.device)
+    outputs = empty_packed(masks.shape, masks.device)
     # Older versions of torch export no bool.
     pixels = masks.view(torch.uint8) if masks.dtype == torch.bool else masks
     _C.pack_masks(pixels, *outputs, threshold or 0.0, stream_of(masks))
@@ -156,7 +157,7 @@ def _pack_masks(masks: Tensor, threshold: float | None) -> tuple[Tensor, Tensor,
 
 @torch.library.register_fake("fastseg::pack_masks")
 def _pack_masks_fake(masks: Tensor, threshold: float | None) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_outputs(masks.shape, masks.device)
+    return empty_packed(masks.shape, masks.device)
 
 
 @torch.library.impl(LIBRARY, "unpack_masks", "CPU")

@@ -1,4 +1,4 @@
-"""From low-resolution mask logits to masks of the image's size, as booleans or run lengths."""
+"""From low-resolution mask logits to masks of the image's size: pixels, bits or run lengths."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from fastseg import _C
 from fastseg.ops._registry import LIBRARY, stream_of
+from fastseg.ops.pack_masks import PackedMasks, empty_packed
 from fastseg.ops.rle import RLE, rles_of_words, words_for
 
 _MASK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-LIBRARY.define(
-    "resize_masks(Tensor masks, SymInt[2] size, SymInt[] via, SymInt[] crop, float threshold) "
-    "-> Tensor"
-)
+_ARGUMENTS = "(Tensor masks, SymInt[2] size, SymInt[] via, SymInt[] crop, float threshold)"
+LIBRARY.define(f"resize_masks{_ARGUMENTS} -> Tensor")
+LIBRARY.define(f"resize_masks_packed{_ARGUMENTS} -> (Tensor, Tensor, Tensor)")
 
 
 @overload
@@ -44,6 +44,7 @@ def resize_masks(
 ) -> Tensor: ...
 
 
+@overload
 def resize_masks(
     masks: Tensor,
     size: tuple[int, int],
@@ -51,8 +52,19 @@ def resize_masks(
     threshold: float = 0.0,
     via: tuple[int, int] | None = None,
     crop: tuple[int, int] | None = None,
-    output: Literal["rle", "bool"] = "rle",
-) -> list[RLE] | Tensor:
+    output: Literal["packed"],
+) -> PackedMasks: ...
+
+
+def resize_masks(
+    masks: Tensor,
+    size: tuple[int, int],
+    *,
+    threshold: float = 0.0,
+    via: tuple[int, int] | None = None,
+    crop: tuple[int, int] | None = None,
+    output: Literal["rle", "bool", "packed"] = "rle",
+) -> list[RLE] | Tensor | PackedMasks:
     """Resizes mask logits or probabilities bilinearly and tells which pixels lie above a threshold.
 
     Models predict masks of a part of their input's size. They resize these to the input, cut off
@@ -81,10 +93,11 @@ def resize_masks(
         crop: (height, width) of what the second resize starts from: the top left part of the
             first's result. The default is all of it.
         output: "rle" for COCO's run lengths, for which no pixels are made (on CUDA the call waits
-            for the result), or "bool".
+            for the result); "bool"; or "packed", for one bit a pixel with areas and boxes.
 
     Returns:
-        For "rle" a list of N dicts {"size": [H, W], "counts": bytes}, for "bool" [N, H, W] bool.
+        For "rle" a list of N dicts {"size": [H, W], "counts": bytes}, for "bool" [N, H, W] bool,
+        for "packed" `PackedMasks`.
 
     Raises:
         ValueError: a shape or output is wrong, a side is below 1, crop exceeds via or stands
@@ -99,8 +112,13 @@ def resize_masks(
             raise ValueError(f"{name} must be (height, width) of at least 1, got {tuple(sides)}")
     if output == "rle":
         return _run_lengths(masks, list(size), *stages, threshold)
+    if output == "packed":
+        words, areas, boxes = torch.ops.fastseg.resize_masks_packed(
+            masks, list(size), *stages, threshold
+        )
+        return PackedMasks(words, areas, boxes, size[1])
     if output != "bool":
-        raise ValueError(f"output must be 'rle' or 'bool', got {output!r}")
+        raise ValueError(f"output must be 'rle', 'bool' or 'packed', got {output!r}")
     return torch.ops.fastseg.resize_masks(masks, list(size), *stages, threshold)
 
 
@@ -130,25 +148,36 @@ def _run_lengths(
 @torch.library.impl(LIBRARY, "resize_masks", "CPU")
 @torch.library.impl(LIBRARY, "resize_masks", "CUDA")
 def _resize_masks(
-    masks: Tensor,
-    size: Sequence[int],
-    via: Sequence[int],
-    crop: Sequence[int],
-    threshold: float,
+    masks: Tensor, size: Sequence[int], via: Sequence[int], crop: Sequence[int], threshold: float
 ) -> Tensor:
     output = masks.new_empty((len(masks), *size), dtype=torch.bool)
     # Older versions of torch export no bool.
     pixels = output.view(torch.uint8)
-    _C.resize_masks(masks, pixels, list(via), list(crop), threshold, stream_of(output))
+    _C.resize_masks(masks, pixels, size[1], list(via), list(crop), threshold, stream_of(masks))
     return output
 
 
 @torch.library.register_fake("fastseg::resize_masks")
 def _resize_masks_fake(
-    masks: Tensor,
-    size: Sequence[int],
-    via: Sequence[int],
-    crop: Sequence[int],
-    threshold: float,
+    masks: Tensor, size: Sequence[int], via: Sequence[int], crop: Sequence[int], threshold: float
 ) -> Tensor:
     return masks.new_empty((masks.shape[0], *size), dtype=torch.bool)
+
+
+@torch.library.impl(LIBRARY, "resize_masks_packed", "CPU")
+@torch.library.impl(LIBRARY, "resize_masks_packed", "CUDA")
+def _resize_masks_packed(
+    masks: Tensor, size: Sequence[int], via: Sequence[int], crop: Sequence[int], threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    words, areas, boxes = empty_packed((len(masks), *size), masks.device)
+    stream = stream_of(masks)
+    _C.resize_masks(masks, words, size[1], list(via), list(crop), threshold, stream)
+    _C.measure_words(words, size[1], areas, boxes, stream)
+    return words, areas, boxes
+
+
+@torch.library.register_fake("fastseg::resize_masks_packed")
+def _resize_masks_packed_fake(
+    masks: Tensor, size: Sequence[int], via: Sequence[int], crop: Sequence[int], threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_packed((masks.shape[0], *size), masks.device)

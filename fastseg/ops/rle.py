@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastseg import _C
 from fastseg.ops._registry import stream_of
+from fastseg.ops.pack_masks import PackedMasks
 
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes | str | list[int]}
 
@@ -127,7 +128,8 @@ def rle_encode(masks: Any) -> Any:
     Args:
         masks: [N, H, W] or [H, W] bool or any integer type; a pixel that is not 0 is inside. A
             torch tensor, a NumPy array or anything with `__dlpack__`, on the CPU or CUDA, with any
-            strides: row-major and column-major masks are both read without a copy.
+            strides: row-major and column-major masks are both read without a copy. Or N
+            `PackedMasks`.
 
     Returns:
         N dicts `{"size": [H, W], "counts": bytes}`, or one for [H, W]. Masks on CUDA are encoded
@@ -137,6 +139,10 @@ def rle_encode(masks: Any) -> Any:
         TypeError: masks are floating point (threshold them first) or no array.
         ValueError: masks have another number of dimensions, or 2^32 pixels or more each.
     """
+    if isinstance(masks, PackedMasks):
+        if _encodes_on_device(masks.words):
+            return rles_of_words(_words_of_packed(masks), masks.height)
+        return _C.rle_encode_words(masks.words.contiguous(), masks.width)
     if not isinstance(masks, Tensor):
         device_of = getattr(masks, "__dlpack_device__", None)
         if device_of is None or int(device_of()[0]) not in _DLPACK_CUDA:
@@ -182,7 +188,7 @@ def rle_decode(rles: Sequence[RLE] | RLE, device: torch.device | str | None = No
     return masks[0] if single else masks
 
 
-def rle_encode_padded(masks: Tensor, max_changes: int) -> PaddedRles:
+def rle_encode_padded(masks: Tensor | PackedMasks, max_changes: int) -> PaddedRles:
     """Encodes masks in memory of a fixed size, without waiting for the device.
 
     For CUDA graphs and for overlapping with other work: what is launched depends on the masks'
@@ -191,7 +197,7 @@ def rle_encode_padded(masks: Tensor, max_changes: int) -> PaddedRles:
     Source: COCO's mask format, see `rle_encode`.
 
     Args:
-        masks: [N, H, W] bool or any integer type, with N, H and W at least 1.
+        masks: [N, H, W] bool or any integer type, or `PackedMasks`; N, H and W at least 1.
         max_changes: how many changes of value all N masks together may have, counted along the
             columns (an object has about twice its width). Memory grows by some 8 bytes for each.
 
@@ -203,18 +209,19 @@ def rle_encode_padded(masks: Tensor, max_changes: int) -> PaddedRles:
         ValueError: masks have another number of dimensions, no pixels, or 2^32 pixels or more each;
             or max_changes is negative.
     """
-    if masks.is_floating_point():
-        raise TypeError(f"masks must be boolean or integer, got {masks.dtype}; threshold first")
-    if masks.dim() != 3 or masks.numel() == 0:
-        raise ValueError(f"masks must have shape [N, H, W] without zeros, got {tuple(masks.shape)}")
+    pixels = masks.words if isinstance(masks, PackedMasks) else masks
+    if pixels.is_floating_point():
+        raise TypeError(f"masks must be boolean or integer, got {pixels.dtype}; threshold first")
+    if pixels.dim() != 3 or pixels.numel() == 0:
+        raise ValueError(
+            f"masks must have shape [N, H, W] without zeros, got {tuple(pixels.shape)}"
+        )
     if max_changes < 0:
         raise ValueError(f"max_changes must be at least 0, got {max_changes}")
-    if masks.dtype == torch.bool:
-        masks = masks.view(torch.uint8)
-    if not (masks.is_cuda or _C.build_info()["cuda_emulator"]):
-        return PaddedRles.from_list(_C.rle_encode(masks), max_changes)
-    height = masks.shape[1]
-    words = _words_of_pixels(masks)
+    if not _encodes_on_device(pixels):
+        return PaddedRles.from_list(rle_encode(masks), max_changes)
+    words = _words_of_packed(masks) if isinstance(masks, PackedMasks) else _words_of_pixels(masks)
+    height = pixels.shape[1]
     changes, emit = _changes_of_words(words, height)
     return _encode_changes(changes, changes.flatten().cumsum(0), height, emit, max_changes)
 
@@ -268,10 +275,22 @@ def _encode_on_device(masks: Tensor) -> Any:
     return rles_of_words(_words_of_pixels(masks), masks.shape[1])
 
 
+def _encodes_on_device(masks: Tensor) -> bool:
+    return masks.is_cuda or _C.build_info()["cuda_emulator"]
+
+
 def _words_of_pixels(masks: Tensor) -> Tensor:
     count, height, width = masks.shape
     words = words_for(count, height, width, masks.device)
-    _C.rle_bits(masks, words, stream_of(masks))
+    # Older versions of torch export no bool.
+    pixels = masks.view(torch.uint8) if masks.dtype == torch.bool else masks
+    _C.rle_bits(pixels, words, stream_of(masks))
+    return words
+
+
+def _words_of_packed(masks: PackedMasks) -> Tensor:
+    words = words_for(len(masks), masks.height, masks.width, masks.device)
+    _C.rle_transpose(masks.words.contiguous(), words, stream_of(words))
     return words
 
 

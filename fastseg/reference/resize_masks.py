@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastseg.ops.pack_masks import PackedMasks
+from fastseg.reference.pack_masks import pack_masks
 from fastseg.reference.rle import rle_encode
 
 
@@ -18,7 +20,7 @@ def resize_masks(
     via: tuple[int, int] | None = None,
     crop: tuple[int, int] | None = None,
     output: str = "rle",
-) -> Tensor | list[dict[str, Any]]:
+) -> Tensor | list[dict[str, Any]] | PackedMasks:
     """See `fastseg.ops.resize_masks`."""
     values = masks.float()[:, None]
     if via is not None:
@@ -27,4 +29,6 @@ def resize_masks(
         values = values[..., :height, :width]
     values = F.interpolate(values, size, mode="bilinear", align_corners=False)
     inside = values[:, 0] > threshold
+    if output == "packed":
+        return pack_masks(inside)
     return inside if output == "bool" else rle_encode(inside)

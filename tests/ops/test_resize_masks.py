@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastseg import _C, reference
-from fastseg.ops import resize_masks
+from fastseg.ops import PackedMasks, pack_masks, resize_masks
 
 INF, NAN = torch.inf, torch.nan
 Size = tuple[int, int]
@@ -68,6 +68,12 @@ def encode(masks: Tensor) -> list[dict]:
     return [pycocotools.mask.encode(np.asfortranarray(mask.cpu().numpy())) for mask in masks]
 
 
+def assert_same_packed(ours: PackedMasks, expected: PackedMasks) -> None:
+    assert ours.width == expected.width
+    for name in ("words", "areas", "boxes"):
+        assert torch.equal(getattr(ours, name), getattr(expected, name)), name
+
+
 def check(
     masks: Tensor,
     size: Size,
@@ -85,6 +91,7 @@ def check(
         differs &= (values - threshold).abs() > OTHER_ROUNDING
     assert not differs.any()
     assert resize_masks(masks, size, **arguments) == encode(ours)
+    assert_same_packed(resize_masks(masks, size, output="packed", **arguments), pack_masks(ours))
     return ours
 
 
@@ -160,6 +167,9 @@ def test_reference(device: torch.device) -> None:
         ours = resize_masks(masks, (100, 170), output=output, **arguments)
         expected = reference.resize_masks(masks, (100, 170), output=output, **arguments)
         assert torch.equal(ours, expected) if output == "bool" else ours == expected
+    packed = resize_masks(masks, (100, 170), output="packed", **arguments).to("cpu")
+    expected = reference.resize_masks(masks.cpu(), (100, 170), output="packed", **arguments)
+    assert_same_packed(packed, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.uint8])
@@ -189,6 +199,7 @@ def test_no_masks(device: torch.device) -> None:
     masks = torch.empty(0, 8, 9, device=device)
     assert resize_masks(masks, (20, 30), via=(16, 18)) == []
     assert resize_masks(masks, (20, 30), output="bool").shape == (0, 20, 30)
+    assert resize_masks(masks, (20, 70), output="packed").words.shape == (0, 20, 2)
 
 
 def test_arguments_that_are_wrong(device: torch.device) -> None:
@@ -196,7 +207,7 @@ def test_arguments_that_are_wrong(device: torch.device) -> None:
     for shape in ((8, 9), (2, 3, 8, 9), (1, 2, 1, 8, 9)):
         with pytest.raises(ValueError, match=r"masks must have shape .* got \("):
             resize_masks(masks.new_ones(shape), (9, 9))
-    for output in ("bool", "rle"):
+    for output in ("bool", "rle", "packed"):
         with pytest.raises(ValueError, match=r"rows and columns, got shape \[2, 0, 9\]"):
             resize_masks(masks[:, :0], (9, 9), output=output)
         with pytest.raises(ValueError, match=r"size must be .* got \(9, 0\)"):
@@ -213,7 +224,7 @@ def test_arguments_that_are_wrong(device: torch.device) -> None:
             resize_masks(masks, (9, 9), via=(16, 18), crop=(16, 19), output=output)
         with pytest.raises(ValueError, match=r"crop needs via.* got crop \(4, 4\)"):
             resize_masks(masks, (9, 9), crop=(4, 4), output=output)
-    with pytest.raises(ValueError, match="output must be 'rle' or 'bool', got 'float'"):
+    with pytest.raises(ValueError, match=r"output must be .*, got 'float'"):
         resize_masks(masks, (9, 9), output="float")
     with pytest.raises(ValueError, match=r"2\^32 pixels"):
         resize_masks(masks[:0], (1 << 16, 1 << 16))
@@ -229,6 +240,7 @@ def test_opcheck(device: torch.device) -> None:
     for via, crop in (([], []), ([14, 18], [13, 18])):
         arguments = (masks, [20, 30], via, crop, 0.1)
         torch.library.opcheck(torch.ops.fastseg.resize_masks.default, arguments)
+        torch.library.opcheck(torch.ops.fastseg.resize_masks_packed.default, arguments)
 
 
 def test_compile(device: torch.device) -> None:
@@ -236,12 +248,13 @@ def test_compile(device: torch.device) -> None:
     def area(masks: Tensor, height: int, width: int) -> Tensor:
         via = (2 * masks.shape[1], 2 * masks.shape[2])
         resized = resize_masks(masks, (height, width), via=via, output="bool")
-        return resized.sum((1, 2))
+        packed = resize_masks(masks, (height, width), via=via, output="packed")
+        return resized.sum((1, 2)) + packed.areas
 
     for n, size in ((3, (20, 30)), (5, (31, 17)), (1, (40, 40))):
         masks = blobs(n, 8, 9).to(device)
         expected = resize_masks(masks, size, via=(16, 18), output="bool").sum((1, 2))
-        assert torch.equal(area(masks, *size), expected)
+        assert torch.equal(area(masks, *size), 2 * expected)
 
 
 def test_threads() -> None:

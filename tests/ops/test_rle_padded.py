@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastseg import _C, reference
-from fastseg.ops import PaddedRles, rle, rle_encode, rle_encode_padded
+from fastseg.ops import (
+    PackedMasks,
+    PaddedRles,
+    pack_masks,
+    rle,
+    rle_encode,
+    rle_encode_padded,
+)
 
 on_device = pytest.mark.parametrize(
     "device",
@@ -156,3 +163,30 @@ def test_cuda_graph() -> None:
         masks.copy_(new)
         graph.replay()
         assert padded.to_list() == rle_encode(new)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 65, 63), (2, 32, 64), (2, 31, 129), (1, 3, 5000)])
+def test_packed_masks(shape: tuple[int, int, int], density: float, device: torch.device) -> None:
+    masks = noise(*shape, density)
+    packed = pack_masks(masks.to(device))
+    expected = rle_encode(masks)
+    assert rle_encode(packed) == expected
+    assert rle_encode(packed[1:]) == expected[1:]
+    assert rle_encode_padded(packed, masks.numel()).to_list() == expected
+    spread = PackedMasks(packed.words.mT.contiguous().mT, packed.areas, packed.boxes, packed.width)
+    assert rle_encode(spread) == expected
+    assert torch.equal(pack_masks(rle_encode(packed)).words, packed.words.cpu())
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5), (2, 0, 5), (2, 4, 0), (0, 0, 0)])
+def test_packed_masks_without_pixels(shape: tuple[int, int, int], device: torch.device) -> None:
+    masks = torch.zeros(shape, dtype=torch.bool)
+    assert rle_encode(pack_masks(masks.to(device))) == rle_encode(masks)
+
+
+def test_packed_masks_that_are_wrong(device: torch.device) -> None:
+    packed = pack_masks(noise(2, 30, 70).to(device))
+    wrong = PackedMasks(packed.words, packed.areas, packed.boxes, width=129)
+    with pytest.raises(ValueError, match=r"words must have 3 a row for width 129, got shape"):
+        rle_encode(wrong)
