@@ -92,17 +92,21 @@ class Rows {
   uint64_t changes(int64_t x, int64_t count) const {
     alignas(64) uint8_t differs[64 * C];
     if (count < 64) memset(differs, 0, sizeof(differs));
-    const T* pixel = row_ + x * C;
+    const T* first = row_ + x * C;
     if (count == 64) {
-      for (int64_t i = 0; i < 64 * C; ++i) differs[i] = pixel[i] != pixel[i - C];
+      for (int64_t i = 0; i < 64 * C; ++i) differs[i] = first[i] != first[i - C];
     } else {
-      for (int64_t i = 0; i < count * C; ++i) differs[i] = pixel[i] != pixel[i - C];
+      for (int64_t i = 0; i < count * C; ++i) differs[i] = first[i] != first[i - C];
     }
     if constexpr (C == 1) return pack_bits(differs);
     uint64_t changed = 0;
-    for (int64_t word = 0; word < C; ++word) {
-      for (uint64_t bits = pack_bits(differs + 64 * word); bits != 0; bits &= bits - 1) {
-        changed |= uint64_t(1) << (64 * word + __builtin_ctzll(bits)) / C;
+    for (int word = 0; word < C; ++word) {
+      uint64_t bits = pack_bits(differs + 64 * word);
+      while (bits != 0) {
+        const int pixel = (64 * word + __builtin_ctzll(bits)) / C;
+        changed |= uint64_t(1) << pixel;
+        const int next = (pixel + 1) * C - 64 * word;  // bit of the pixel after it
+        bits = next < 64 ? bits >> next << next : 0;
       }
     }
     return changed;

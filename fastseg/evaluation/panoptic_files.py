@@ -33,10 +33,10 @@ def rgb2id(color: Any) -> Any:
     values = np.asarray(color)
     if values.ndim == 0 or values.shape[-1] != 3:
         raise ValueError(f"color must have shape [..., 3], got {list(values.shape)}")
-    if values.size and not (values.min() >= 0 and values.max() <= 255):
+    if values.dtype != np.uint8 and values.size and not 0 <= values.min() <= values.max() <= 255:
         raise ValueError(f"color must be in [0, 255], got {values.min()} to {values.max()}")
-    red, green, blue = (values[..., c].astype(np.uint32) for c in range(3))
-    ids = red + (green << np.uint32(8)) + (blue << np.uint32(16))
+    wide = values.astype(np.uint32)
+    ids = wide[..., 0] + (wide[..., 1] << 8) + (wide[..., 2] << 16)
     return ids if ids.ndim else int(ids)
 
 
@@ -56,7 +56,7 @@ def id2rgb(id_map: Any) -> Any:
     ids = np.asarray(id_map)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"id_map must be integer, got {ids.dtype}")
-    if ids.size and not (ids.min() >= 0 and ids.max() <= MAX_ID):
+    if ids.size and not 0 <= ids.min() <= ids.max() <= MAX_ID:
         raise ValueError(f"id_map must be in [0, {MAX_ID}], got {ids.min()} to {ids.max()}")
     colors = np.stack([(ids >> shift) & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
     return colors if ids.ndim else colors.tolist()

@@ -6,7 +6,7 @@ evaluation (panopticapi); Cheng et al., "Boundary IoU" (2021), for the boundary'
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import hypot
@@ -71,17 +71,17 @@ def count_image(
         boundary_pairs = pixels_per_pair(
             boundaries(gt, gt_segments, width), boundaries(prediction, predicted_segments, width)
         )
+    areas = {segment["id"]: sum_of(pairs, 1, segment["id"]) for segment in predicted_segments}
     matched_gt, matched_predictions = set(), set()
     for truth in gt_segments:
         for segment in predicted_segments:
             pair = (truth["id"], segment["id"])
             if truth["iscrowd"] or truth["category_id"] != segment["category_id"]:
                 continue
-            predicted_area = np.sum(prediction == segment["id"])
-            iou = iou_outside_void(pairs, pair, truth["area"], predicted_area)
+            iou = iou_outside_void(pairs, pair, truth["area"], areas[segment["id"]])
             if boundary_pairs is not None and iou > 0:
-                areas = (sum_of(boundary_pairs, 0, pair[0]), sum_of(boundary_pairs, 1, pair[1]))
-                iou = min(iou, iou_outside_void(boundary_pairs, pair, *areas))
+                ends = (sum_of(boundary_pairs, 0, pair[0]), sum_of(boundary_pairs, 1, pair[1]))
+                iou = min(iou, iou_outside_void(boundary_pairs, pair, *ends))
             if iou > 0.5:
                 counts[truth["category_id"]].tp += 1
                 counts[truth["category_id"]].iou += iou
@@ -101,7 +101,7 @@ def count_image(
         ignored = pairs.get((VOID, segment["id"]), 0)
         if segment["category_id"] in crowd_of_category:
             ignored += pairs.get((crowd_of_category[segment["category_id"]], segment["id"]), 0)
-        if ignored / np.sum(prediction == segment["id"]) <= 0.5:
+        if ignored / areas[segment["id"]] <= 0.5:
             counts[segment["category_id"]].fp += 1
 
 
@@ -115,8 +115,11 @@ def iou_outside_void(
 
 
 def pixels_per_pair(gt: Labels, prediction: Labels) -> dict[tuple[int, int], int]:
-    """How many pixels have each pair of labels."""
-    return Counter(zip(gt.ravel().tolist(), prediction.ravel().tolist(), strict=True))
+    """How many pixels have each pair of labels, which are -1 or up to 24 bits."""
+    keys = ((gt.astype(np.int64) + 1) << 32) + (prediction.astype(np.int64) + 1)
+    found, pixels = np.unique(keys, return_counts=True)
+    pairs = zip((found >> 32) - 1, (found & 0xFFFFFFFF) - 1, pixels, strict=True)
+    return {(int(label), int(predicted)): int(count) for label, predicted, count in pairs}
 
 
 def sum_of(pairs: dict[tuple[int, int], int], side: int, label: int) -> int:
