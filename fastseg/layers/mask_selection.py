@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastseg import ops
 from fastseg.layers.grid_candidates import Candidates
-from fastseg.layers.padded import is_row, take_rows
+from fastseg.layers.padded import is_row
 
 
 @dataclass(frozen=True)
@@ -61,42 +62,24 @@ class MaskSelection:
             min_areas: [B, K], masks have more pixels than this.
         """
         num_rows = probabilities.shape[1]
-        inside = probabilities > self.mask_thr
-        areas = inside.sum((2, 3))  # [B, K]
-        maskness = (probabilities * inside).sum((2, 3), dtype=torch.float32) / areas
+        packed = ops.pack_masks(probabilities.flatten(0, 1), self.mask_thr)
+        areas = packed.areas.unflatten(0, min_areas.shape)  # [B, K]
+        inside = F.threshold(probabilities, self.mask_thr, 0)
+        maskness = inside.sum((2, 3), dtype=torch.float32) / areas
         valid = is_row(candidates.counts, num_rows) & (areas > min_areas)
-        scores = (candidates.scores[:, :num_rows] * maskness).masked_fill(~valid, -1)
-        labels = candidates.labels[:, :num_rows]
-
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        scores, order = scores[:, : self.nms_pre], order[:, : self.nms_pre]
-        decayed = scores * self.decay(take_masks(inside, order), labels.gather(1, order))
-        decayed = decayed.masked_fill(~(decayed >= self.filter_thr), 0)
-
-        scores, kept = decayed.sort(dim=1, descending=True, stable=True)
-        scores, kept = scores[:, : self.max_per_img], kept[:, : self.max_per_img]
-        index = order.gather(1, kept).masked_fill(scores <= 0, -1)
-        padding = self.max_per_img - index.shape[1]
-        index = F.pad(index, (0, padding), value=-1)  # [B, D]
-        return MaskDetections(
-            scores=F.pad(scores, (0, padding)),
-            labels=take_rows(labels, index),
-            masks=take_masks(probabilities, index),
-            counts=(index >= 0).sum(1),
+        scores = (candidates.scores[:, :num_rows] * maskness).masked_fill(~valid, -torch.inf)
+        scores, labels, index, counts = ops.matrix_nms(
+            packed,
+            candidates.labels[:, :num_rows],
+            scores,
+            kernel=self.kernel,
+            sigma=self.sigma,
+            filter_threshold=self.filter_thr,
+            pre_top_k=self.nms_pre,
+            max_output=self.max_per_img,
         )
-
-    def decay(self, masks: Tensor, labels: Tensor) -> Tensor:
-        """Factors [B, N] of the scores of masks [B, N, h, w], best first (section 3.5)."""
-        flat = masks.flatten(2).float()
-        inter = flat @ flat.transpose(1, 2)
-        areas = flat.sum(2)
-        iou = (inter / (areas[:, :, None] + areas[:, None] - inter)).triu(1)
-        iou = torch.where(labels[:, :, None] == labels[:, None], iou, 0).triu(1)
-        iou = iou.nan_to_num(0)
-        comp = iou.amax(1)[:, :, None]
-        if self.kernel == "gaussian":
-            return (torch.exp(-self.sigma * iou**2) / torch.exp(-self.sigma * comp**2)).amin(1)
-        return ((1 - iou) / (1 - comp)).amin(1)
+        masks = take_masks(probabilities, index)
+        return MaskDetections(scores=scores, labels=labels, masks=masks, counts=counts)
 
 
 def take_masks(masks: Tensor, index: Tensor) -> Tensor:
