@@ -35,7 +35,6 @@ class MeanArea {
 
 template <class T>
 void append_all(const std::vector<T>& from, std::vector<T>* to, T shift = 0) {
-  to->reserve(to->size() + from.size());
   for (const T value : from) to->push_back(static_cast<T>(value + shift));
 }
 

@@ -15,7 +15,8 @@
 
 namespace fastseg {
 
-constexpr int64_t kBytesPerThread = 1 << 20;  // less is not worth a thread
+constexpr int64_t kLeastPart = 1 << 20;  // less is not worth a thread
+constexpr int64_t kMostPart = 16 << 20;  // more memory is not worth what it saves
 constexpr int64_t kBytesPerRelease = 8 << 20;
 
 // Reads one entry after the other.
@@ -161,44 +162,56 @@ inline const char* guess_entry(const char* at, const char* end) {
   return end;
 }
 
-// Reads the array [text, text + size) in parts. False when a part does not end where the next one
-// begins, or is malformed.
+// Reads one part of an array's text: the entries from `begin` to `stop`, or to the array's end if
+// that is null. False when it is malformed or no entry begins at `stop`.
+inline bool read_part(const char* begin, const char* stop, const char* end, bool is_first,
+                      bool with_masks, const MappedFile* file, Annotations* found) {
+  const char* kept_from = begin;
+  try {
+    JsonReader json(begin, end - begin);
+    EntryReader reader(&json, with_masks, found);
+    return json.read_items(is_first, stop, [&] {
+      reader.read();
+      const char* const at = begin + json.position();
+      if (file == nullptr || at - kept_from < kBytesPerRelease) return;
+      file->give_back(kept_from, at);
+      kept_from = at;
+    });
+  } catch (const std::invalid_argument&) {
+    return false;
+  }
+}
+
+// Reads the array [text, text + size) in parts, one per thread at a time, so that what has been
+// read never lies in memory twice. False when a part could not be read.
 inline bool read_in_parts(const char* text, int64_t size, bool with_masks, const MappedFile* file,
                           Annotations* found) {
-  const int64_t count = std::min<int64_t>(max_threads(), size / kBytesPerThread);
-  if (count < 2) return false;
+  const int64_t threads = max_threads();
+  if (threads == 1 || size < 2 * kLeastPart) return false;
+  const int64_t part_size = std::clamp(size / threads, kLeastPart, kMostPart);
   const char* const end = text + size;
   std::vector<const char*> begins = {text};
-  for (int64_t part = 1; part < count; ++part) {
-    begins.push_back(guess_entry(std::max(text + size / count * part, begins.back() + 1), end));
-    if (begins.back() == end) return false;
+  while (end - begins.back() > part_size + part_size / 2) {
+    const char* const next = guess_entry(begins.back() + part_size, end);
+    if (next == end) break;
+    begins.push_back(next);
   }
-  std::vector<Annotations> parts(count);
-  std::vector<uint8_t> succeeded(count, 0);
-  parts[0].masks.text.reserve(with_masks ? size : 0);
-  parallel_for(count, 1, [&](int64_t first, int64_t last) {
-    for (int64_t part = first; part < last; ++part) {
-      const char* const stop = part + 1 < count ? begins[part + 1] : nullptr;
-      if (part > 0) parts[part].masks.text.reserve(with_masks ? size / count : 0);
-      try {
-        JsonReader json(begins[part], end - begins[part]);
-        EntryReader reader(&json, with_masks, &parts[part]);
-        const char* kept_from = begins[part];
-        succeeded[part] = json.read_items(part == 0, stop, [&] {
-          reader.read();
-          const char* const at = begins[part] + json.position();
-          if (file == nullptr || at - kept_from < kBytesPerRelease) return;
-          file->give_back(kept_from, at);
-          kept_from = at;
-        });
-      } catch (const std::invalid_argument&) {
-        succeeded[part] = 0;
+  const int64_t count = static_cast<int64_t>(begins.size());
+  if (with_masks) found->masks.text.reserve(size);
+  for (int64_t first = 0; first < count; first += threads) {
+    std::vector<Annotations> parts(std::min(threads, count - first));
+    std::vector<uint8_t> succeeded(parts.size(), 0);
+    parallel_for(parts.size(), 1, [&](int64_t part, int64_t last) {
+      for (; part < last; ++part) {
+        const int64_t n = first + part;
+        const char* const stop = n + 1 < count ? begins[n + 1] : nullptr;
+        if (with_masks) parts[part].masks.text.reserve((stop == nullptr ? end : stop) - begins[n]);
+        succeeded[part] = read_part(begins[n], stop, end, n == 0, with_masks, file, &parts[part]);
       }
-    }
-  });
-  if (std::count(succeeded.begin(), succeeded.end(), 0) > 0) return false;
-  *found = std::move(parts[0]);
-  for (int64_t part = 1; part < count; ++part) found->append(std::move(parts[part]));
+    });
+    if (std::count(succeeded.begin(), succeeded.end(), 0) > 0) return false;
+    for (Annotations& part : parts) found->append(std::move(part));
+  }
   return true;
 }
 
