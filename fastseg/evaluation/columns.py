@@ -178,7 +178,7 @@ def positions(ids: NDArray[Any], known: NDArray[Any]) -> NDArray[np.int64]:
     if len(known) == 0 or len(ids) == 0:
         return np.full(len(ids), -1, np.int64)
     low, high = int(known[0]), int(known[-1])
-    if high - low < 1 << 24:  # as in COCO: one look into a table instead of a search
+    if high - low < 8 * len(ids):  # one look into a table instead of a search
         table = np.full(high - low + 1, -1, np.int32)
         table[known - low] = np.arange(len(known))
         inside = (ids >= low) & (ids <= high)

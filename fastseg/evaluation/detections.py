@@ -62,8 +62,10 @@ class DetectionEvaluator(Evaluator):
 
         Args:
             results: path of a results file, a list of COCO's result dicts, what `COCO.loadRes`
-                gives, or `{image_id: Instances}`. Masks are run lengths, in dicts of any form that
-                pycocotools takes.
+                gives, or `{image_id: Instances}`. Instead of `Instances` also a dict of `scores`,
+                `labels`, `masks` (`PackedMasks` or [N, H, W], bool or integer) or `rles` and, where
+                there are, `boxes` (x1, y1, x2, y2). Masks of result dicts are run lengths or
+                polygons, of any form that pycocotools takes.
 
         Raises:
             ValueError: a result is malformed, lacks what a metric needs, or is of an image that
@@ -101,7 +103,8 @@ class DetectionEvaluator(Evaluator):
         return Columns.from_file(path, "results")  # boxes are those of the masks
 
     def _read_instances(self, image_id: Any, found: Any) -> Columns:
-        labels = found.labels.cpu().numpy()
+        parts = found if isinstance(found, Mapping) else vars(found)
+        labels = _as_numpy(parts["labels"])
         if self._category_ids is not None:
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self._category_ids):
                 raise ValueError(
@@ -109,15 +112,19 @@ class DetectionEvaluator(Evaluator):
                     f"got {labels.min()} to {labels.max()}"
                 )
             labels = self._category_ids[labels]
+        rles = parts["rles"] if "rles" in parts else _encoded(parts["masks"])
+        scores = _as_numpy(parts["scores"]).astype(np.float64)
+        boxes = np.full((len(rles), 4), np.nan)
+        if parts.get("boxes") is not None:
+            boxes = _as_numpy(parts["boxes"]).astype(np.float64)
+        for name, one in {"labels": labels, "scores": scores, "boxes": boxes}.items():
+            if len(one) != len(rles):
+                raise ValueError(
+                    f"image {image_id!r}: {name} must be {len(rles)} as the masks, got {len(one)}"
+                )
         if not self.ground_truth.has_integer_ids:
             image_id = self.ground_truth._image_positions.get(image_id, -1)
-        return Columns.from_instances(
-            int(image_id),
-            found.boxes.detach().double().cpu().numpy(),
-            found.scores.detach().double().cpu().numpy(),
-            labels,
-            found.rles,
-        )
+        return Columns.from_instances(int(image_id), boxes, scores, labels, rles)
 
     def _check(self, columns: Columns, of_truth: bool) -> None:
         """ValueError for the first entry that lacks what the metrics need."""
@@ -207,3 +214,17 @@ class DetectionEvaluator(Evaluator):
         boxes = detections.boxes[:, 2] * detections.boxes[:, 3] if has_boxes else None
         by_box = self.detection_area == "box"
         return {metric: boxes if metric == "bbox" or by_box else None for metric in self.metrics}
+
+
+def _as_numpy(values: Any) -> NDArray[Any]:
+    """A tensor on any device, an array or a list."""
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def _encoded(masks: Any) -> list[dict[str, Any]]:
+    """Run lengths of pixels or of packed bits."""
+    from fastseg import ops
+
+    if isinstance(masks, ops.PackedMasks):
+        masks = ops.unpack_masks(masks)
+    return ops.rle_encode(masks)

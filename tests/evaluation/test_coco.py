@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import DATA, NAMES, pycocotools, random_dataset, stored, without_boxes
 
-from fastseg import Instances
+from fastseg import Instances, ops
 from fastseg.evaluation import COCO, COCOEvaluator
 
 EXPECTED = json.loads((DATA / "expected.json").read_text())
@@ -260,6 +260,31 @@ def test_labels_without_category_are_refused():
     one = Instances(torch.zeros(1, 4), torch.ones(1), torch.tensor([4]), [rle], size)
     with pytest.raises(ValueError, match=rf"image {image['id']}: labels must be from 0 to 1"):
         COCOEvaluator(truth, "segm", category_ids=[1, 3]).update({image["id"]: one})
+
+
+@pytest.mark.parametrize("form", ["pixels", "packed", "rles"])
+def test_masks_of_an_image_in_any_form(form):
+    truth, results = stored("fake100"), stored("fake100_segm")
+    chosen = [image["id"] for image in truth["images"]][:9]
+    evaluator = COCOEvaluator(truth, ("bbox", "segm"), image_ids=chosen)
+    for image in chosen:
+        found = [one for one in results if one["image_id"] == image]
+        rles = [one["segmentation"] for one in found]
+        masks = {"rles": rles}
+        if form != "rles":
+            pixels = ops.rle_decode(rles)
+            masks = {"masks": pixels if form == "pixels" else ops.pack_masks(pixels)}
+        scores = [one["score"] for one in found]
+        labels = torch.tensor([one["category_id"] for one in found])
+        evaluator.update({image: {"scores": scores, "labels": labels, **masks}})
+    computed = evaluator.compute()
+    for metric in ("bbox", "segm"):
+        expected = evaluate(truth, results, metric, image_ids=chosen)
+        assert computed[metric] == {name: expected[name] for name in NAMES}
+    with pytest.raises(
+        ValueError, match=rf"image {image}: scores must be {len(found)} as the masks"
+    ):
+        evaluator.update({image: {"scores": scores[1:], "labels": labels, **masks}})
 
 
 @UNKNOWN_CATEGORIES
