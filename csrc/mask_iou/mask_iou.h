@@ -8,6 +8,8 @@
 
 namespace fastseg {
 
+constexpr int64_t kMaxMaskWords = 0x7fffffff;  // 2^37 pixels
+
 struct MaskIntersectionsParams {
   View<3> words_a;        // [Na, H, ceil(W / 64)] int64, contiguous
   View<3> words_b;        // [Nb, H, ceil(W / 64)] int64, contiguous

@@ -39,7 +39,8 @@ def mask_iou(
 
     Args:
         a: masks [Na, H, W] of any boolean or integer type (not 0 = inside), `PackedMasks`, or a
-            list of Na COCO RLEs of one size. Floating masks go through `pack_masks` first.
+            list of Na COCO RLEs of one size. Floating masks go through `pack_masks` first. What is
+            compared more than once is best packed once.
         b: Nb masks of the same height and width, in any of these forms, not necessarily a's; on
             the same device, but RLEs go with masks on any. None: a itself, at half the cost.
         iscrowd: [Nb]; for a mask of b that is a crowd, the union is replaced by the area in a, as
@@ -56,6 +57,8 @@ def mask_iou(
     """
     if mode not in ("iou", "iof"):
         raise ValueError(f"mode must be 'iou' or 'iof', got {mode!r}")
+    if b is a:
+        b = None
     if _are_rles(a) and (b is None or _are_rles(b)):
         common, areas_a, areas_b = (torch.from_numpy(array) for array in _C.run_intersections(a, b))
     else:

@@ -58,7 +58,7 @@ class PackedMasks:
 
     def to(self, device: torch.device | str) -> PackedMasks:
         fields = (self.words, self.areas, self.boxes)
-        words, areas, boxes = (tensor.to(device, non_blocking=True) for tensor in fields)
+        words, areas, boxes = (tensor.to(device) for tensor in fields)
         return PackedMasks(words, areas, boxes, self.width)
 
 

@@ -159,7 +159,8 @@ def test_nothing_to_compare(shape: tuple[int, ...], device: torch.device) -> Non
             ious = mask_iou(on(device, make_a(a)), on(device, make_b(b)))
             assert ious.shape == shape[:2] and ious.dtype == torch.float64
             assert not ious.any()
-    assert mask_iou(a.to(device)).shape == (shape[0], shape[0])
+    for same in (a.to(device), pack_masks(a.to(device)), rle_encode(a)):
+        assert mask_iou(same).shape == mask_iou(same, same).shape == (shape[0], shape[0])
 
 
 def test_huge_runs() -> None:
@@ -283,6 +284,11 @@ def test_raw_function_checks_its_arguments() -> None:
         _C.mask_intersections(words, words[:, :2], boxes, boxes, common)
     with pytest.raises(ValueError, match=r"boxes_b must have shape \[2, 4\], got \[1, 4\]"):
         _C.mask_intersections(words, words, boxes, boxes[:1], common)
+    with pytest.raises(
+        ValueError, match="masks must have at most 2147483647 words, got 2147483648"
+    ):
+        empty = words[:0, :1, :1].expand(0, 2**31, 1)
+        _C.mask_intersections(empty, empty, boxes[:0], boxes[:0], common[:0, :0])
     with pytest.raises(ValueError, match="intersections must be int64, got int32"):
         _C.mask_intersections(words, words, boxes, boxes, common.int())
 
@@ -298,6 +304,21 @@ def test_opcheck(device: torch.device) -> None:
         torch.library.opcheck(
             torch.ops.fastseg.mask_iou.default, (common, areas, areas, crowd, "iou")
         )
+
+
+@pytest.mark.gpu
+def test_cuda_graph() -> None:
+    """From logits to IoU without waiting for the device."""
+    logits = noise(150, 60, 200).cuda()
+    warm_up = mask_iou(pack_masks(logits, 0.0))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ious = mask_iou(pack_masks(logits, 0.0))
+    graph.replay()
+    assert torch.equal(ious, warm_up)
+    logits.copy_(noise(150, 60, 200, seed=1))
+    graph.replay()
+    assert torch.equal(ious, mask_iou(logits > 0))
 
 
 def test_compile(device: torch.device) -> None:
