@@ -16,7 +16,8 @@ from benchmarks.harness.case import Case, Run, Setting
 from benchmarks.harness.inputs import generator
 
 Size = tuple[int, int]
-Output = Literal["rle", "bool"]
+Output = Literal["rle", "bool", "packed"]
+OUTPUTS: tuple[Output, ...] = ("rle", "bool", "packed")
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ QUICK = (Way("Mask2Former", (16, 16), (64, 64), (43, 64), (80, 120), 0.0),)
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """100 masks to run lengths and booleans, and noise (the worst case: nothing can be skipped)."""
+    """100 masks to each output, and noise (the worst case: nothing can be skipped)."""
     for way in QUICK if setting.quick else WAYS:
         masks = _objects(5 if setting.quick else 100, way, setting)
-        yield _case(way, masks, "rle")
-        yield _case(way, masks, "bool")
+        for output in OUTPUTS:
+            yield _case(way, masks, output)
     noise = torch.randn(masks.shape, generator=generator()).to(setting.device, setting.dtype)
     yield _case(way, noise, "rle", "noise")
 
@@ -64,9 +65,10 @@ def _objects(count: int, way: Way, setting: Setting) -> Tensor:
 
 
 def _case(way: Way, masks: Tensor, output: Output, what: str = "objects") -> Case:
-    # Run lengths never exist as pixels: only the masks must be read.
-    written = len(masks) * way.size[0] * way.size[1] if output == "bool" else 0
     height, width = way.size
+    # Run lengths never exist as pixels: only the masks must be read.
+    row_bytes = {"rle": 0, "bool": width, "packed": 8 * -(-width // 64)}[output]
+    written = len(masks) * height * row_bytes
     return Case(
         name=f"{way.model}'s {len(masks)} {what} to {height}x{width} {output}",
         providers={
@@ -82,6 +84,8 @@ def _fastseg(way: Way, masks: Tensor, output: Output) -> Run:
     from fastseg import ops
 
     options = {"threshold": way.threshold, "via": way.via, "crop": way.crop}
+    if output == "packed":
+        return lambda: ops.resize_masks(masks, way.size, output="packed", **options).words
     return lambda: ops.resize_masks(masks, way.size, output=output, **options)
 
 
@@ -91,7 +95,7 @@ def _torch(way: Way, masks: Tensor, output: Output) -> Run:
         values = values[..., : way.crop[0], : way.crop[1]]
         return F.interpolate(values, way.size, mode="bilinear")[:, 0] > way.threshold
 
-    return resize if output == "bool" else _encode(resize)
+    return {"bool": resize, "rle": _encode(resize), "packed": _pack(resize)}[output]
 
 
 def _encode(resize: Callable[[], Tensor]) -> Run:
@@ -99,5 +103,15 @@ def _encode(resize: Callable[[], Tensor]) -> Run:
 
     def run() -> list[dict[str, Any]]:
         return [mask.encode(np.asfortranarray(one)) for one in resize().cpu().numpy()]
+
+    return run
+
+
+def _pack(resize: Callable[[], Tensor]) -> Run:
+    def run() -> Tensor:
+        pixels = resize()
+        whole_words = F.pad(pixels, (0, -pixels.shape[2] % 64)).cpu().numpy()
+        bits = np.packbits(whole_words, axis=2, bitorder="little")
+        return torch.from_numpy(bits.view(np.int64)).to(pixels.device)
 
     return run

@@ -29,6 +29,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     yield _encode(setting, "rows", objects[:1])
     noise = torch.rand(count // 3, *size, generator=generator()) < 0.5
     yield _encode(setting, "noise, rows", noise)
+    yield _encode_packed(setting, objects)
     yield _decode(setting, objects)
     if setting.device.type == "cpu":
         yield _decode_columns(objects)
@@ -57,6 +58,38 @@ def _encode(setting: Setting, what: str, masks: Tensor) -> Case:
         name=f"encode {_size(masks)} {what}",
         providers={"fastseg": fastseg, "pycocotools": pycocotools},
         bytes_moved=_bytes(masks),
+        agreement=equal,
+        has_dtype=False,
+    )
+
+
+def _encode_packed(setting: Setting, masks: Tensor) -> Case:
+    """From one bit a pixel, which pycocotools needs unpacked."""
+
+    def fastseg() -> Run:
+        from fastseg import ops
+
+        packed = ops.pack_masks(masks.to(setting.device))
+        return lambda: ops.rle_encode(packed)
+
+    def pycocotools() -> Run:
+        from pycocotools import mask
+
+        from fastseg import ops
+
+        words, width = ops.pack_masks(masks.to(setting.device)).words, masks.shape[2]
+
+        def run() -> Any:
+            bits = words.cpu().numpy().view(np.uint8)
+            pixels = np.unpackbits(bits, axis=2, count=width, bitorder="little")
+            return mask.encode(np.asfortranarray(pixels.transpose(1, 2, 0)))
+
+        return run
+
+    return Case(
+        name=f"encode {_size(masks)} packed",
+        providers={"fastseg": fastseg, "pycocotools": pycocotools},
+        bytes_moved=_bytes(masks) - masks.numel() * 7 // 8,
         agreement=equal,
         has_dtype=False,
     )
