@@ -121,12 +121,37 @@ Pixels make_pixels(int64_t height, int64_t width, const F& inside) {
   return pixels;
 }
 
-// What a string says, it says again when it is written; toggles stay within the total.
+// The ends of all runs, number by number; false for a malformed string.
+bool read_ends(const std::string& text, std::vector<int64_t>* ends) {
+  std::vector<int64_t> counts;
+  const int64_t size = text.size();
+  for (int64_t at = 0; at < size;) {
+    int64_t count = 0;
+    if (!read_number(text.data(), size, &at, &count).empty()) return false;
+    if (counts.size() > 2) count += counts[counts.size() - 2];
+    counts.push_back(count);
+    ends->push_back(count + (ends->empty() ? 0 : ends->back()));
+    if (count < 0 || ends->back() > kMaxMaskArea) return false;
+  }
+  return true;
+}
+
+// A string is read as its numbers tell; what it says, it says again when it is written.
 void fuzz_string(Input* input) {
-  const std::string text = input->text(200);
+  const bool any_bytes = input->below(4) == 0;
+  std::string text = input->text(200);
+  for (char& character : text) {
+    if (!any_bytes) character = static_cast<char>(48 + (character & 63));
+  }
   Toggles toggles;
   int64_t total = 0;
-  if (!read_counts(text.data(), text.size(), &toggles, &total).empty()) return;
+  std::vector<int64_t> ends;
+  const bool well_formed = read_ends(text, &ends);
+  EXPECT(well_formed == read_counts(text.data(), text.size(), &toggles, &total).empty());
+  if (!well_formed) return;
+  EXPECT(total == (ends.empty() ? 0 : ends.back()));
+  if (!ends.empty()) ends.pop_back();
+  EXPECT(std::vector<int64_t>(toggles.begin(), toggles.end()) == ends);
   EXPECT(total >= 0 && total <= kMaxMaskArea);
   for (size_t i = 0; i < toggles.size(); ++i) {
     EXPECT(toggles[i] <= total && (i == 0 || toggles[i - 1] <= toggles[i]));
