@@ -117,6 +117,7 @@ class MaskSet {
   // The union of the mask's polygons.
   std::string fill(const MaskColumns& masks, int64_t m, DecodedMask* mask) {
     mask->end = mask->height * mask->width;
+    if (mask->end <= 0) return "polygons need the height and width of their image, which has none";
     const int64_t first = m == 0 ? 0 : masks.polygon_ends[m - 1];
     for (int64_t polygon = first; polygon < masks.polygon_ends[m]; ++polygon) {
       const int64_t begin = polygon == 0 ? 0 : masks.coordinate_ends[polygon - 1];

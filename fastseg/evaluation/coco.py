@@ -90,9 +90,9 @@ class COCOEvaluator(DetectionEvaluator):
             return None
         chosen = np.zeros(len(dataset.image_ids), bool)
         for one in image_ids:
-            if one not in dataset._image_positions:
+            if one not in dataset.image_places:
                 raise ValueError(f"image_ids: the ground truth has no image {one!r}")
-            chosen[dataset._image_positions[one]] = True
+            chosen[dataset.image_places[one]] = True
         return chosen
 
     def compute(self, per_category: bool = False, curves: bool = False) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class COCO:
             self._images = list(annotation_file.get("images", annotation_file.get("videos", [])))
             self._categories = list(annotation_file.get("categories", []))
             self._index()
-            self.columns = self._columns_of(annotation_file.get("annotations", []), "annotations")
+            self.columns = self.columns_of(annotation_file.get("annotations", []), "annotations")
         else:
             raise TypeError(
                 f"annotation_file must be a path or a dict, got {type(annotation_file).__name__}"
@@ -72,22 +72,22 @@ class COCO:
             if self.has_integer_ids and "annotations" in members:
                 self.columns = Columns.from_json(text, members["annotations"], "annotations")
             else:
-                self.columns = self._columns_of(part("annotations"), "annotations")
+                self.columns = self.columns_of(part("annotations"), "annotations")
 
     def _index(self) -> None:
         ids = [_id_of(image, n, "images") for n, image in enumerate(self._images)]
         self.has_integer_ids = all(isinstance(one, (int, np.integer)) for one in ids)
-        # Images in ascending order of their ids, which is the order they are evaluated in.
-        self._image_positions = {one: n for n, one in enumerate(sorted(set(ids)))}
+        # Number of each image in ascending order of ids, in which they are evaluated.
+        self.image_places = {one: n for n, one in enumerate(sorted(set(ids)))}
         self.category_ids = np.array(
             sorted({_id_of(one, n, "categories") for n, one in enumerate(self._categories)}),
             dtype=np.int64,
         )
 
-    def _columns_of(self, entries: Sequence[Entry], name: str) -> Columns:
+    def columns_of(self, entries: Sequence[Entry], name: str) -> Columns:
         """Columns whose image ids are numbers, the images' positions where the ids are not."""
         if not self.has_integer_ids:
-            known = self._image_positions
+            known = self.image_places
             entries = [
                 {**entry, "image_id": known.get(entry.get("image_id"), -1)} for entry in entries
             ]
@@ -96,15 +96,16 @@ class COCO:
     @cached_property
     def image_ids(self) -> NDArray[np.int64]:
         """[I] ascending, as they are in `columns`."""
-        count = len(self._image_positions)
-        return np.array(list(self._image_positions)) if self.has_integer_ids else np.arange(count)
+        if self.has_integer_ids:
+            return np.array(list(self.image_places), dtype=np.int64)
+        return np.arange(len(self.image_places))
 
     @cached_property
     def image_sizes(self) -> NDArray[np.int64]:
         """[I, 2] height and width of the images in order of `image_ids`; 0 where not given."""
-        sizes = np.zeros((len(self._image_positions), 2), np.int64)
+        sizes = np.zeros((len(self.image_places), 2), np.int64)
         for image in self._images:
-            sizes[self._image_positions[image["id"]]] = (
+            sizes[self.image_places[image["id"]]] = (
                 image.get("height") or 0,
                 image.get("width") or 0,
             )
@@ -124,7 +125,7 @@ class COCO:
         """The id of an image as the file has it, from that in `columns`."""
         if self.has_integer_ids:
             return int(column_id)
-        names = list(self._image_positions)
+        names = list(self.image_places)
         return names[column_id] if 0 <= column_id < len(names) else "unknown"
 
     # ---- as pycocotools ------------------------------------------------------------------------
@@ -197,7 +198,7 @@ class COCO:
         if not (wanted := _as_list(imgIds)):
             return columns.ids[chosen].tolist()
         if not self.has_integer_ids:
-            wanted = [self._image_positions.get(one, -1) for one in wanted]
+            wanted = [self.image_places.get(one, -1) for one in wanted]
         order = np.argsort(columns.image_ids, kind="stable")
         order = order[chosen[order]]
         sorted_ids = columns.image_ids[order]

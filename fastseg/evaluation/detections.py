@@ -93,7 +93,7 @@ class DetectionEvaluator(Evaluator):
                 "results must be a path, a list of dicts or {image_id: Instances}, got "
                 f"{type(results).__name__}"
             )
-        return dataset._columns_of(results, "results")
+        return dataset.columns_of(results, "results")
 
     def _read_file(self, path: str | Path) -> Columns:
         with_masks = self.metrics != ("bbox",)
@@ -103,7 +103,10 @@ class DetectionEvaluator(Evaluator):
         return Columns.from_file(path, "results")  # boxes are those of the masks
 
     def _read_instances(self, image_id: Any, found: Any) -> Columns:
-        parts = found if isinstance(found, Mapping) else vars(found)
+        parts = found if isinstance(found, Mapping) else getattr(found, "__dict__", {})
+        for keys in (("scores",), ("labels",), ("rles", "masks")):
+            if not any(key in parts for key in keys):
+                raise ValueError(f"image {image_id!r}: results must have {' or '.join(keys)}")
         labels = _as_numpy(parts["labels"])
         if self._category_ids is not None:
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self._category_ids):
@@ -123,7 +126,7 @@ class DetectionEvaluator(Evaluator):
                     f"image {image_id!r}: {name} must be {len(rles)} as the masks, got {len(one)}"
                 )
         if not self.ground_truth.has_integer_ids:
-            image_id = self.ground_truth._image_positions.get(image_id, -1)
+            image_id = self.ground_truth.image_places.get(image_id, -1)
         return Columns.from_instances(int(image_id), boxes, scores, labels, rles)
 
     def _check(self, columns: Columns, of_truth: bool) -> None:

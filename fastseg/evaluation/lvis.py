@@ -95,7 +95,7 @@ class LVISEvaluator(DetectionEvaluator):
         for image in dataset.images:
             if not isinstance(image.get(key), Sequence):
                 raise ValueError(f"image {image['id']!r} has no list of {key}")
-            first = dataset._image_positions[image["id"]] * len(place)
+            first = dataset.image_places[image["id"]] * len(place)
             found += [first + place[one] for one in image[key] if one in place]
         return np.array(found, np.int64)
 

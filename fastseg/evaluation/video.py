@@ -65,7 +65,7 @@ class YouTubeVISEvaluator(DetectionEvaluator):
     def _check(self, columns: Columns, of_truth: bool) -> None:
         super()._check(columns, of_truth)
         dataset = self.ground_truth
-        lengths = np.array([_length_of(dataset.imgs[one]) for one in dataset._image_positions])
+        lengths = np.array([_length_of(dataset.imgs[one]) for one in dataset.image_places])
         places = dataset.positions(columns.image_ids)
         if len(lengths) == 0:
             return

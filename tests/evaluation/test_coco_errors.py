@@ -95,6 +95,33 @@ def test_malformed_masks(segmentation, message):
             evaluator.compute()
 
 
+def test_polygons_need_the_size_of_their_image():
+    truth, result = one_of_each()
+    truth["annotations"][0]["segmentation"] = [[0, 0, 2, 0, 2, 2, 0, 2]]
+    del truth["images"][0]["height"]
+    evaluator = COCOEvaluator(truth, "segm")
+    evaluator.update([result])
+    with pytest.raises(ValueError, match=r"annotation 7 .*polygons need the height and width"):
+        evaluator.compute()
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([], "image 5: results must have scores"),
+        ({"scores": []}, "image 5: results must have labels"),
+        ({"scores": [], "labels": []}, "image 5: results must have rles or masks"),
+        (
+            {"scores": [1], "labels": [], "rles": []},
+            "image 5: scores must be 0 as the masks, got 1",
+        ),
+    ],
+)
+def test_malformed_results_of_an_image(found, message):
+    with pytest.raises(ValueError, match=message):
+        COCOEvaluator(one_of_each()[0], "segm").update({5: found})
+
+
 @pytest.mark.parametrize(
     ("metric", "missing", "message"),
     [
