@@ -16,6 +16,10 @@ namespace {
 
 constexpr int64_t kTaskPixels = 1 << 20;  // 100 us and more: less is not worth a thread's wake-up
 
+// Maps from memory are read twice as fast when asked for early: processors do not look ahead over
+// the ends of pages.
+constexpr int64_t kPrefetchBytes = 2048;
+
 // Open addressing with linear probing; a slot without pixels is free.
 class PairTable {
  public:
@@ -93,6 +97,9 @@ class Rows {
     alignas(64) uint8_t differs[64 * C];
     if (count < 64) memset(differs, 0, sizeof(differs));
     const T* first = row_ + x * C;
+    for (size_t line = 0; line < 64 * C * sizeof(T); line += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(first) + kPrefetchBytes + line);
+    }
     if (count == 64) {
       for (int64_t i = 0; i < 64 * C; ++i) differs[i] = first[i] != first[i - C];
     } else {
@@ -101,11 +108,10 @@ class Rows {
     if constexpr (C == 1) return pack_bits(differs);
     uint64_t changed = 0;
     for (int word = 0; word < C; ++word) {
-      uint64_t bits = pack_bits(differs + 64 * word);
-      while (bits != 0) {
+      for (uint64_t bits = pack_bits(differs + 64 * word); bits != 0;) {
         const int pixel = (64 * word + __builtin_ctzll(bits)) / C;
         changed |= uint64_t(1) << pixel;
-        const int next = (pixel + 1) * C - 64 * word;  // bit of the pixel after it
+        const int next = (pixel + 1) * C - 64 * word;  // the first bit of the pixel after it
         bits = next < 64 ? bits >> next << next : 0;
       }
     }
