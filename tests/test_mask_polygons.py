@@ -164,6 +164,7 @@ def test_shapes_of_the_argument() -> None:
         ([SQUARE, [1.0, float("nan")]], ValueError, r"polygons\[1\] .* 429496728 of 0, got nan"),
         ([SQUARE, [float("-inf"), 1.0]], ValueError, r"polygons\[1\] .* 429496728 of 0, got -inf"),
         ([SQUARE, [1.0, 429496729.0]], ValueError, r"polygons\[1\] .* 429496728 of 0, got 4.29"),
+        ([SQUARE, [1.0, 10**400]], ValueError, r"polygons\[1\] .* 429496728 of 0, got inf"),
         ([SQUARE, ["a", 1.0]], TypeError, r"polygons\[1\] must hold numbers, got str at 0"),
         ([SQUARE, np.array(["a", "b"])], TypeError, r"polygons\[1\] must hold numbers"),
         ([SQUARE, np.zeros((3, 2))], ValueError, r"polygons\[1\] must be .* in one dimension"),

@@ -25,10 +25,6 @@ struct GridPoint {
 // Halves go up, and negative numbers towards 0, as the cast of the definition does.
 inline int64_t to_grid(double coordinate) { return static_cast<int64_t>(kGrid * coordinate + 0.5); }
 
-inline int64_t floor_divide(int64_t a, int64_t b) {
-  return a / b - (a % b != 0 && (a < 0) != (b < 0));
-}
-
 // Fills one polygon after the other; keeps its memory.
 class PolygonFiller {
  public:
@@ -39,10 +35,14 @@ class PolygonFiller {
     height_ = height;
     width_ = width;
     crossings_.clear();
+    const auto corner = [xy](int64_t i) {
+      return GridPoint{to_grid(xy[2 * i]), to_grid(xy[2 * i + 1])};
+    };
+    GridPoint last = size > 0 ? corner(size - 1) : GridPoint{0, 0};
     for (int64_t i = 0; i < size; ++i) {
-      const int64_t next = i + 1 < size ? i + 1 : 0;
-      add_edge({to_grid(xy[2 * i]), to_grid(xy[2 * i + 1])},
-               {to_grid(xy[2 * next]), to_grid(xy[2 * next + 1])});
+      const GridPoint next = corner(i);
+      add_edge(last, next);
+      last = next;
     }
     sort_crossings();
     for (uint32_t position : sorted_) append_toggle(position, toggles);
@@ -50,9 +50,11 @@ class PolygonFiller {
 
  private:
   void add_edge(GridPoint a, GridPoint b) {
+    const int64_t left = std::min(a.x, b.x), right = std::max(a.x, b.x);
+    if (right < 3) return;
     // Columns c with both fifths 5 c + 2 and 5 c + 3 on the edge.
-    const int64_t first = std::max<int64_t>(floor_divide(std::min(a.x, b.x) + 2, kGrid), 0);
-    const int64_t last = std::min(floor_divide(std::max(a.x, b.x) - 3, kGrid), width_ - 1);
+    const int64_t first = std::max<int64_t>(left + 2, 0) / kGrid;
+    const int64_t last = std::min((right - 3) / kGrid, width_ - 1);
     if (first > last) return;
     const bool flat = std::abs(a.x - b.x) >= std::abs(a.y - b.y);
     // Each edge is drawn from its lower coordinate, along its longer axis.

@@ -39,11 +39,15 @@ void append_sequence(py::handle object, size_t index, std::vector<double>* value
   }
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
     PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), i);
-    const double value = PyFloat_AsDouble(item);
+    double value = PyLong_CheckExact(item) ? PyLong_AsDouble(item) : PyFloat_AsDouble(item);
     if (value == -1 && PyErr_Occurred()) {
+      const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError);
       PyErr_Clear();
-      throw py::type_error(message("polygons[", index, "] must hold numbers, got ",
-                                   Py_TYPE(item)->tp_name, " at ", i));
+      if (!too_large) {
+        throw py::type_error(message("polygons[", index, "] must hold numbers, got ",
+                                     Py_TYPE(item)->tp_name, " at ", i));
+      }
+      value = INFINITY;
     }
     values->push_back(value);
   }
