@@ -9,9 +9,9 @@ namespace fastseg {
 // Whether and_popc() is one instruction. Before sm_80 tensor cores only have XOR; from sm_100 on
 // the instruction is emulated, slower than what stands below.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
-inline constexpr bool kHasAndPopc = true;
+#define FASTSEG_HAS_AND_POPC 1
 #else
-inline constexpr bool kHasAndPopc = false;
+#define FASTSEG_HAS_AND_POPC 0
 #endif
 
 // sums[m][n] += number of bits set in both row m of A (16 x 256) and row n of B (8 x 256), by the
@@ -20,7 +20,7 @@ inline constexpr bool kHasAndPopc = false;
 // (g, 2 * t + 1), (g + 8, 2 * t), (g + 8, 2 * t + 1)}. The order of bits along a row is free, as
 // long as it is the same in A and B.
 __device__ inline void and_popc(int (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
+#if FASTSEG_HAS_AND_POPC
   asm volatile(
       "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, "
       "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

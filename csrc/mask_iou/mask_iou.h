@@ -8,13 +8,14 @@
 
 namespace fastseg {
 
+constexpr int64_t kMaxRowWords = 1 << 24;      // 2^30 pixels
 constexpr int64_t kMaxMaskWords = 0x7fffffff;  // 2^37 pixels
 
 struct MaskIntersectionsParams {
-  View<3> words_a;        // [Na, H, ceil(W / 64)] int64, contiguous
-  View<3> words_b;        // [Nb, H, ceil(W / 64)] int64, contiguous
-  View<2> boxes_a;        // [Na, 4] int64, contiguous: x0, y0, x1, y1; a mask is 0 outside its box
-  View<2> boxes_b;        // [Nb, 4] int64, contiguous
+  View<3> words_a;  // [Na, H, ceil(W / 64)] int64, contiguous
+  View<3> words_b;  // [Nb, H, ceil(W / 64)] int64, contiguous
+  View<2> boxes_a;  // [Na, 4] int64, contiguous: x0, y0, x1, y1; pixels outside are not counted
+  View<2> boxes_b;  // [Nb, 4] int64, contiguous
   View<2> intersections;  // [Na, Nb] int64, contiguous, written: pixels inside both
   bool symmetric;         // a and b are the same masks: half of the pairs are computed
 };

@@ -38,8 +38,9 @@ void intersections(const py::object& words_a, const py::object& words_b, const p
   MaskIntersectionsParams params;
   params.words_a = contiguous_view<3>(word_array_a.expect_dtype({DType::i64}));
   const int64_t* size = params.words_a.size;
-  FASTSEG_CHECK(size[1] * size[2] <= kMaxMaskWords, "masks must have at most ", kMaxMaskWords,
-                " words, got ", size[1], " x ", size[2]);
+  FASTSEG_CHECK(size[2] <= kMaxRowWords && size[1] * size[2] <= kMaxMaskWords,
+                "masks must have at most ", kMaxMaskWords, " words, and ", kMaxRowWords,
+                " a row, got shape ", word_array_a.shape());
   word_array_b.expect_shape({-1, size[1], size[2]});
   params.words_b = contiguous_view<3>(word_array_b);
   box_array_a.expect_shape({size[0], 4});

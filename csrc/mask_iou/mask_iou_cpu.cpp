@@ -23,16 +23,25 @@ constexpr int64_t kQuotientsPerTask = 1 << 16;
 
 struct Pair {
   int64_t a, b;
-  Overlap overlap;
+  WordRange overlap;
   int64_t common;
 };
 
 // ---- bits
 
+std::vector<MaskBox> mask_boxes(const View<2>& boxes, const View<3>& words) {
+  std::vector<MaskBox> result(words.size[0]);
+  for (int64_t n = 0; n < words.size[0]; ++n) result[n] = mask_box(boxes, n, words);
+  return result;
+}
+
 class TileCounter {
  public:
-  explicit TileCounter(const MaskIntersectionsParams& params)
+  TileCounter(const MaskIntersectionsParams& params, const std::vector<MaskBox>& boxes_a,
+              const std::vector<MaskBox>& boxes_b)
       : p_(params),
+        boxes_a_(boxes_a),
+        boxes_b_(boxes_b),
         row_words_(params.words_a.size[2]),
         band_(std::max<int64_t>(kBandBytes / (8 * std::max<int64_t>(row_words_, 1)), 1)) {}
 
@@ -41,8 +50,8 @@ class TileCounter {
     collect(a, b);
     for (int64_t y = top_; y < bottom_; y += band_) {
       for (Pair& pair : pairs_) {
-        const Overlap& overlap = pair.overlap;
-        const int64_t begin = std::max(overlap.y0, y), end = std::min(overlap.y1, y + band_);
+        const int64_t begin = std::max<int64_t>(pair.overlap.top, y);
+        const int64_t end = std::min<int64_t>(pair.overlap.top + pair.overlap.rows, y + band_);
         if (begin < end) pair.common += count_rows(pair, begin, end);
       }
     }
@@ -62,28 +71,29 @@ class TileCounter {
     bottom_ = 0;
     for (int64_t a = first_a; a < end_a; ++a) {
       for (int64_t b = p_.symmetric ? std::max(first_b, a) : first_b; b < end_b; ++b) {
-        const Overlap overlap(p_.boxes_a.at<int64_t>(a), p_.boxes_b.at<int64_t>(b));
+        const WordRange overlap(boxes_a_[a], boxes_b_[b]);
         if (overlap.empty()) {
           *p_.intersections.at<int64_t>(a, b) = 0;
           if (p_.symmetric) *p_.intersections.at<int64_t>(b, a) = 0;
           continue;
         }
         pairs_.push_back({a, b, overlap, 0});
-        top_ = std::min(top_, overlap.y0);
-        bottom_ = std::max(bottom_, overlap.y1);
+        top_ = std::min<int64_t>(top_, overlap.top);
+        bottom_ = std::max<int64_t>(bottom_, overlap.top + overlap.rows);
       }
     }
   }
 
   int64_t count_rows(const Pair& pair, int64_t begin, int64_t end) const {
-    const int64_t first = pair.overlap.x0 / 64, words = (pair.overlap.x1 + 63) / 64 - first;
-    const uint64_t* a = p_.words_a.at<uint64_t>(pair.a, begin, first);
-    const uint64_t* b = p_.words_b.at<uint64_t>(pair.b, begin, first);
+    const int64_t words = pair.overlap.columns;
+    const uint64_t* a = p_.words_a.at<uint64_t>(pair.a, begin, pair.overlap.first);
+    const uint64_t* b = p_.words_b.at<uint64_t>(pair.b, begin, pair.overlap.first);
     if (words == row_words_) return count_common_(a, b, 1, (end - begin) * words, 0);
     return count_common_(a, b, end - begin, words, row_words_);
   }
 
   const MaskIntersectionsParams& p_;
+  const std::vector<MaskBox>&boxes_a_, &boxes_b_;
   const CountCommon count_common_ = best_count_common();
   const int64_t row_words_, band_;
   int64_t top_ = 0, bottom_ = 0;  // rows of any overlap
@@ -223,8 +233,10 @@ void mask_intersections_cpu(const MaskIntersectionsParams& params) {
   const int64_t tiles_b = (params.words_b.size[0] + kTile - 1) / kTile;
   const int64_t mask_words = params.words_a.size[1] * params.words_a.size[2];
   const int64_t grain = kTaskWords / std::max<int64_t>(kTile * kTile * mask_words, 1);
+  const std::vector<MaskBox> boxes_a = mask_boxes(params.boxes_a, params.words_a);
+  const std::vector<MaskBox> boxes_b = mask_boxes(params.boxes_b, params.words_b);
   parallel_for(tiles_a * tiles_b, grain, [&](int64_t begin, int64_t end) {
-    TileCounter counter(params);
+    TileCounter counter(params, boxes_a, boxes_b);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t a = tile / tiles_b, b = tile % tiles_b;
       if (!params.symmetric || a <= b) counter.count(a * kTile, b * kTile);

@@ -24,26 +24,8 @@ constexpr int kBufferSize = 2 * kTile * kStepWords;
 constexpr int64_t kMaxSteps = 1 << 22;  // of a block: 2^30 bits, which fit an int
 
 // What a word of a pair costs by warp, in words of a pair by tile; and a pair, in words by warp.
-constexpr int kPairWordCost = kHasAndPopc ? 128 : 4;
+constexpr int kPairWordCost = FASTSEG_HAS_AND_POPC ? 128 : 4;
 constexpr int kPairWords = 128;
-
-struct MaskBox {
-  int x0, y0, x1, y1;
-};
-
-// Words [first, first + columns) of rows [top, top + rows).
-struct WordRange {
-  int first, columns, top, rows;
-
-  __device__ WordRange(const MaskBox& a, const MaskBox& b) {
-    const Max max;
-    first = max(a.x0, b.x0) / 64;
-    top = max(a.y0, b.y0);
-    columns = ((a.x1 < b.x1 ? a.x1 : b.x1) + 63) / 64 - first;
-    rows = (a.y1 < b.y1 ? a.y1 : b.y1) - top;
-  }
-  __device__ int words() const { return columns > 0 && rows > 0 ? columns * rows : 0; }
-};
 
 // A tile of pairs, and the part of it that is this block's.
 struct Tile {
@@ -63,8 +45,7 @@ __device__ MaskBox load_box(const MaskIntersectionsParams& p, const Tile& tile) 
   const View<2>& boxes = is_a ? p.boxes_a : p.boxes_b;
   const int64_t n = (is_a ? tile.first_a : tile.first_b) + threadIdx.x % kTile;
   if (n >= boxes.size[0]) return {0, 0, 0, 0};
-  const int64_t* box = boxes.at<const int64_t>(n);
-  return {int(box[0]), int(box[1]), int(box[2]), int(box[3])};
+  return mask_box(boxes, n, p.words_a);
 }
 
 // ---- tensor cores
@@ -167,7 +148,7 @@ __device__ void count_by_pairs(const MaskIntersectionsParams& p, const Tile& til
        first += warps * kWarpSize) {
     const int own = first + lane_id();
     const WordRange range(boxes[own / kTile], boxes[kTile + own % kTile]);
-    for (unsigned found = ballot(range.words() > 0); found != 0; found &= found - 1) {
+    for (unsigned found = ballot(!range.empty()); found != 0; found &= found - 1) {
       const int pair = first + __ffs(int(found)) - 1, a = pair / kTile, b = pair % kTile;
       const WordRange overlap(boxes[a], boxes[kTile + b]);
       const Word* words_a = p.words_a.at<const Word>(tile.first_a + a, overlap.top, overlap.first);

@@ -5,17 +5,32 @@
 
 namespace fastseg {
 
-// Of two boxes: columns [x0, x1), rows [y0, y1); may be empty or negative.
-struct Overlap {
-  int64_t x0, y0, x1, y1;
+struct MaskBox {
+  int x0, y0, x1, y1;
+};
 
-  FASTSEG_HD Overlap(const int64_t* a, const int64_t* b)
-      : x0(a[0] < b[0] ? b[0] : a[0]),
-        y0(a[1] < b[1] ? b[1] : a[1]),
-        x1(a[2] < b[2] ? a[2] : b[2]),
-        y1(a[3] < b[3] ? a[3] : b[3]) {}
+// The box of mask n, cut to the words that there are, whatever the caller's box says.
+FASTSEG_HD MaskBox mask_box(const View<2>& boxes, int64_t n, const View<3>& words) {
+  const int64_t* box = boxes.at<const int64_t>(n);
+  const auto cut = [](int64_t value, int64_t end) {
+    return static_cast<int>(value < 0 ? 0 : value < end ? value : end);
+  };
+  const int64_t width = 64 * words.size[2], height = words.size[1];
+  return {cut(box[0], width), cut(box[1], height), cut(box[2], width), cut(box[3], height)};
+}
 
-  FASTSEG_HD bool empty() const { return x0 >= x1 || y0 >= y1; }
+// Where two boxes overlap: words [first, first + columns) of rows [top, top + rows).
+struct WordRange {
+  int first, columns, top, rows;
+
+  FASTSEG_HD WordRange(const MaskBox& a, const MaskBox& b) {
+    first = (a.x0 < b.x0 ? b.x0 : a.x0) / 64;
+    top = a.y0 < b.y0 ? b.y0 : a.y0;
+    columns = ((a.x1 < b.x1 ? a.x1 : b.x1) + 63) / 64 - first;
+    rows = (a.y1 < b.y1 ? a.y1 : b.y1) - top;
+  }
+  FASTSEG_HD bool empty() const { return columns <= 0 || rows <= 0; }
+  FASTSEG_HD int words() const { return empty() ? 0 : columns * rows; }
 };
 
 // The IoU of masks with these areas; for a crowd b, or in mode iof, the share of a that lies in b.

@@ -246,6 +246,20 @@ def test_intersections(device: torch.device) -> None:
     assert torch.equal(common.cpu(), (pixels @ pixels[3:].T).long())
 
 
+@pytest.mark.parametrize("count", [6, 130])
+def test_boxes_that_lie(count: int, device: torch.device) -> None:
+    """Nothing is read outside the masks, and what a box leaves out is not counted."""
+    packed = pack_masks((noise(count, 24, 100) > 0).to(device))
+    wide = torch.tensor([-(2**40), -5, 2**40, 99], device=device).expand(count, 4)
+    words = packed.words
+    common = torch.ops.fastseg.mask_intersections(words, words[1:], wide, wide[1:])
+    boxes = packed.boxes
+    expected = torch.ops.fastseg.mask_intersections(words, words[1:], boxes, boxes[1:])
+    assert torch.equal(common, expected)
+    far = torch.tensor([2**33, 2**33, 2**34, 2**34], device=device).expand(count, 4)
+    assert not torch.ops.fastseg.mask_intersections(words, words[1:], far, boxes[1:]).any()
+
+
 def test_errors() -> None:
     masks = torch.zeros(2, 3, 4, dtype=torch.bool)
     rles = rle_encode(masks)
@@ -284,11 +298,10 @@ def test_raw_function_checks_its_arguments() -> None:
         _C.mask_intersections(words, words[:, :2], boxes, boxes, common)
     with pytest.raises(ValueError, match=r"boxes_b must have shape \[2, 4\], got \[1, 4\]"):
         _C.mask_intersections(words, words, boxes, boxes[:1], common)
-    with pytest.raises(
-        ValueError, match="masks must have at most 2147483647 words, got 2147483648"
-    ):
-        empty = words[:0, :1, :1].expand(0, 2**31, 1)
-        _C.mask_intersections(empty, empty, boxes[:0], boxes[:0], common[:0, :0])
+    for sides in ((2**31, 1), (1, 2**24 + 1)):
+        with pytest.raises(ValueError, match="at most 2147483647 words, and 16777216 a row, got"):
+            none = words[:0, :1, :1].expand(0, *sides)
+            _C.mask_intersections(none, none, boxes[:0], boxes[:0], common[:0, :0])
     with pytest.raises(ValueError, match="intersections must be int64, got int32"):
         _C.mask_intersections(words, words, boxes, boxes, common.int())
 
