@@ -1,0 +1,194 @@
+"""Whole SOLOv2 against mmdetection's with the same random weights."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness.agreement import Agreement
+from benchmarks.harness.case import Case, Run, Setting
+from benchmarks.harness.inputs import generator
+
+Result = tuple[Tensor, list[dict[str, Any]]]  # labels and COCO run lengths of an image
+# From our names to mmdetection's; within the head a convolution is "conv" and its norm "gn".
+PEER_NAMES = (
+    (r"^backbone\.body\.", "backbone."),
+    (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"neck.lateral_convs.\1.conv."),
+    (r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"neck.fpn_convs.\1.conv."),
+    (r"^(head\..*(?:convs\.\d|levels\.\d\.\d|features\.predictor))\.0\.", r"\1.conv."),
+    (r"^(head\..*(?:convs\.\d|levels\.\d\.\d|features\.predictor))\.1\.", r"\1.gn."),
+    (r"^head\.mask_features\.levels\.(\d)\.", r"head.mask_features.convs_all_levels.\1.conv"),
+    (r"^head\.mask_features\.predictor\.", "head.mask_features.conv_pred."),
+    (r"^head\.mask_features\.", "mask_head.mask_feature_head."),
+    (r"^head\.class_convs\.", "mask_head.cls_convs."),
+    (r"^head\.(class|kernel)_predictor\.", r"mask_head.conv_\1."),
+    (r"^mask_head\.conv_class\.", "mask_head.conv_cls."),
+    (r"^head\.kernel_convs\.", "mask_head.kernel_convs."),
+)
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """SOLOv2 on 800x1333 and SOLOv2-light on 448x768 images: tensors to run lengths."""
+    for builder, config, height, width in (
+        ("solov2_resnet50_fpn", "solov2_r50_fpn_1x_coco", 800, 1333),
+        ("solov2_light_resnet18_fpn", "solov2-light_r18_fpn_ms-3x_coco", 448, 768),
+    ):
+        if setting.quick:
+            if "light" not in builder:
+                continue
+            height, width = 96, 128
+        images = _images(1, height, width, setting.device)
+        model = _model(builder, setting, images)
+        with torch.inference_mode():
+            batch = model.preprocess(images)
+            with FlopCounterMode(display=False) as counter:
+                model(batch.pixels, batch.sizes)
+        yield Case(
+            name=f"{builder} {height}x{width}, image to run lengths",
+            providers={
+                "fastseg": lambda model=model, images=images: _fastseg(model, images),
+                "mmdetection": lambda model=model, images=images, config=config: _mmdetection(
+                    model, images, config, setting
+                ),
+            },
+            bytes_moved=sum(p.numel() * p.element_size() for p in model.parameters()),
+            flops=counter.get_total_flops(),
+            # In half precision many of a random model's scores change places.
+            agreement=_same_instances(0.5 if setting.dtype.itemsize == 2 else 0.95),
+        )
+
+
+def _fastseg(model: nn.Module, images: list[Tensor]) -> Run:
+    from fastseg import Predictor
+
+    predictor = Predictor(model, images[0].device, batch_size=len(images))
+
+    def run() -> list[Result]:
+        return [(one.labels, one.rles) for one in predictor(images)]
+
+    run()  # the second call with a shape captures it
+    return run
+
+
+def _mmdetection(model: nn.Module, images: list[Tensor], config: str, setting: Setting) -> Run:
+    from pycocotools import mask
+
+    peer = _peer(model, config, setting)
+    from mmdet.structures import DetDataSample
+
+    def run() -> list[Result]:
+        batch = model.preprocess(images)
+        samples = [
+            DetDataSample(metainfo={"img_shape": tuple(size), "ori_shape": original})
+            for size, original in zip(batch.sizes.tolist(), batch.original_sizes, strict=True)
+        ]
+        features = peer.extract_feat(batch.pixels.to(setting.dtype))
+        results = peer.mask_head.predict(features, samples)
+        return [
+            (one.labels.cpu(), [mask.encode(np.asfortranarray(x)) for x in one.masks.cpu().numpy()])
+            for one in results
+        ]
+
+    return run
+
+
+def _peer(model: nn.Module, config: str, setting: Setting) -> nn.Module:
+    """mmdetection's with the same weights; it needs none of mmcv's compiled operators here."""
+    if "mmcv._ext" not in sys.modules:
+        extension = _NoOperators("mmcv._ext")
+        extension.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
+        sys.modules["mmcv._ext"] = extension
+    mmdet = importlib.import_module("mmdet")
+    importlib.import_module("mmdet.models")
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    init_default_scope("mmdet")
+    configs = Path(mmdet.__file__).parent / ".mim" / "configs" / "solov2"
+    loaded = Config.fromfile(configs / f"{config}.py").model
+    loaded.backbone.init_cfg = None
+    peer = mmdet.registry.MODELS.build(loaded)
+    weights = {}
+    for key, tensor in model.state_dict().items():
+        for ours, theirs in PEER_NAMES:
+            key = re.sub(ours, theirs, key)
+        weights[key] = tensor
+    peer.load_state_dict(weights)
+    return peer.eval().to(setting.device, setting.dtype, memory_format=torch.channels_last)
+
+
+class _NoOperators(types.ModuleType):
+    """Stands for mmcv's compiled module, whose functions are looked up but not called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+def _model(builder: str, setting: Setting, images: list[Tensor]) -> Any:
+    """Ours with random weights that have opinions as trained ones do, in the setting's type."""
+    from fastseg import models
+
+    torch.manual_seed(0)
+    sides = sorted(images[0].shape[1:])
+    model = getattr(models, builder)(min_size=sides[0], max_size=sides[1], max_candidates=1000)
+    for name, module in model.named_modules():
+        if name.endswith("bn3"):  # deep sums of branches at full variance lose all digits
+            nn.init.constant_(module.weight, 0.2)
+    model.to(setting.device, memory_format=torch.channels_last)
+    _spread_outputs(model, images)
+    return model.to(setting.dtype)
+
+
+@torch.inference_mode()
+def _spread_outputs(model: Any, images: list[Tensor]) -> None:
+    """Gives the predictors' outputs on these images deviations and means."""
+    predictions = model.predict_grids(model.preprocess(images).pixels)
+    for predictor, levels, deviation, mean in (
+        (model.head.class_predictor, predictions.class_logits, 2.0, -8.0),
+        (model.head.kernel_predictor, predictions.kernels, 0.25, -0.05),
+    ):
+        values = torch.cat([level.flatten() for level in levels])
+        factor = deviation / values.std()
+        predictor.weight.mul_(factor)
+        predictor.bias.sub_(values.mean()).mul_(factor).add_(mean)
+
+
+def _images(count: int, height: int, width: int, device: torch.device) -> list[Tensor]:
+    """Noise in patches, so that neighbouring pixels are alike as in a photo."""
+    coarse = torch.rand(count, 3, 24, 40, generator=generator())
+    fine = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+    return list(fine.to(device))
+
+
+def _same_instances(share: float) -> Agreement:
+    """For each image that share of the peer's instances has a twin among ours: the same label and
+    mask IoU > 0.9.
+    """
+
+    def compare(ours: list[Result], peers: list[Result]) -> str | None:
+        from pycocotools import mask
+
+        for i, (our, peer) in enumerate(zip(ours, peers, strict=True)):
+            if not peer[1] or not our[1]:
+                return f"image {i}: {len(our[1])} instances, the peer finds {len(peer[1])}"
+            overlap = torch.from_numpy(mask.iou(our[1], peer[1], [False] * len(peer[1])))
+            twins = (overlap > 0.9) & (our[0][:, None] == peer[0][None])
+            found = twins.any(0).float().mean().item()
+            if not found >= share:
+                return f"image {i}: {found:.1%} of {len(peer[1])} instances agree"
+        return None
+
+    return compare
