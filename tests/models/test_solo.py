@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastseg import Predictor, load_model, models
+from fastseg import Predictor, models
 from fastseg.backbones import resnet18
+from fastseg.cli import main
 from fastseg.layers import mask_selection
 from fastseg.layers.fpn import BackboneWithFPN, FeaturePyramidNetwork
 from fastseg.layers.grid_candidates import points_nms, top_candidates
@@ -250,19 +256,38 @@ def test_wrong_sizes_are_named():
         small_model("solov2", strides=(8, 8, 16, 32))
 
 
-def test_predictor_and_files(tmp_path):
-    from safetensors.torch import save_file
+@pytest.fixture
+def weights(tmp_path):
+    """A file of the model `small_model("solov2")`, with its options and class names."""
+    config = {"arch": "solo", "classes": list("abcd"), **OPTIONS}
+    path = tmp_path / "model.safetensors"
+    save_file(small_model("solov2").state_dict(), path, metadata={"config": json.dumps(config)})
+    return path
 
-    made = small_model("solov2", class_names=tuple("abcd"))
-    save_file(made.state_dict(), tmp_path / "model.safetensors")
-    loaded = load_model(tmp_path / "model.safetensors", **OPTIONS, class_names=tuple("abcd"))
+
+def test_predictor(weights):
+    made = small_model("solov2")
     inputs = images((101, 150), (87, 63))
     expected = [predict(made, [image])[0] for image in inputs]
-    results = Predictor(loaded, "cpu")(inputs)
+    results = Predictor(weights, "cpu")(inputs)
     for ours, other in zip(results, expected, strict=True):
         assert ours.labels.tolist() == other.labels.tolist()
         assert ours.rles == other.rles
         assert set(ours.names) <= set("abcd")
+
+
+def test_command_line(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (image,) = images((101, 150))
+    Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save("noise.png")
+    words = ["--weights", str(weights), "--score", "0.05", "--device", "cpu", "--output", "out"]
+    assert main(["segment", "noise.png", *words]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(found) > 3
+    assert coco_mask.decode(found[0]["segmentation"]).shape == (101, 150)
+    categories = json.loads((tmp_path / "out" / "images.json").read_text())["categories"]
+    assert [one["name"] for one in categories] == list("abcd")
+    assert (tmp_path / "out" / "noise.png").exists()
 
 
 def test_points_nms_keeps_the_best_of_four():
