@@ -122,7 +122,8 @@ def dice_loss(masks: Tensor, goals: Tensor, eps: float = 1e-3) -> Tensor:
     Returns:
         [P].
     """
-    masks, goals = masks.flatten(1), goals.flatten(1).to(masks.dtype)
+    masks = at_least_single(masks).flatten(1)
+    goals = goals.flatten(1).to(masks.dtype)
     both = (masks * goals).sum(1)
     squares = (masks * masks).sum(1) + eps
     return 1 - 2 * both / (squares + (goals * goals).sum(1) + eps)
@@ -139,8 +140,14 @@ def focal_loss(
         alpha: weight of a true class, 1 - alpha of a false one.
         gamma: exponent that lowers the loss of what is easy.
     """
+    logits = at_least_single(logits)
     goals = F.one_hot(labels, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
     probabilities = logits.sigmoid()
     error = (1 - probabilities) * goals + probabilities * (1 - goals)
     weight = (alpha * goals + (1 - alpha) * (1 - goals)) * error.pow(gamma)
     return (F.binary_cross_entropy_with_logits(logits, goals, reduction="none") * weight).sum()
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """Half precision as float32: sums over a mask would lose their digits or overflow."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -176,6 +176,15 @@ def test_focal_loss_equals_its_definition():
     assert focal_loss(logits, labels).item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_in_single(dtype):
+    masks = torch.rand(2, 600, 400).to(dtype)  # the sum of squares exceeds what float16 can hold
+    goals = torch.rand(2, 600, 400) > 0.5
+    assert torch.equal(dice_loss(masks, goals), dice_loss(masks.float(), goals))
+    logits, labels = torch.randn(5000, 8).to(dtype), torch.randint(9, (5000,))
+    assert torch.equal(focal_loss(logits, labels), focal_loss(logits.float(), labels))
+
+
 def test_unknown_normalizer_is_refused():
     with pytest.raises(ValueError, match="'pixels'"):
         SOLOLoss(dice_normalizer="pixels")
