@@ -53,7 +53,7 @@ step tests 120 tests.log "$python" -m pytest -m gpu -q --continue-on-collection-
 # All kernels of all ops on small inputs, without the peers' kernels. Without torch's caching of
 # memory each tensor is an allocation of its own, whose ends the sanitizer knows.
 if command -v compute-sanitizer > /dev/null; then
-  ops=$(find csrc -mindepth 1 -maxdepth 1 -type d ! -name core ! -name bindings -printf '%f ')
+  ops=$(find csrc -name '*_cuda.cu' ! -path 'csrc/core/*' -printf '%f\n' | sed 's/_cuda\.cu$//' | tr '\n' ' ')
   for tool in memcheck racecheck; do
     step "$tool" 70 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
       compute-sanitizer --tool "$tool" --error-exitcode 9 \
