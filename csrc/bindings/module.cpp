@@ -10,6 +10,7 @@ namespace py = pybind11;
 namespace fastseg {
 
 void bind_annotations(py::module_& module);
+void bind_deform_conv(py::module_& module);
 void bind_evaluation(py::module_& module);
 void bind_label_pairs(py::module_& module);
 void bind_mask_iou(py::module_& module);
@@ -70,6 +71,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "fastseg's kernels: see fastseg.ops for the functions to call.";
   module.def("build_info", &fastseg::build_info, "How this binary was built and what it uses.");
   fastseg::bind_annotations(module);
+  fastseg::bind_deform_conv(module);
   fastseg::bind_evaluation(module);
   fastseg::bind_label_pairs(module);
   fastseg::bind_mask_iou(module);

@@ -90,6 +90,24 @@ FASTSEG_HD Lanes<double> multiply_add(double a, Lanes<double> b, Lanes<double> c
   return a * b + c;
 #endif
 }
+FASTSEG_HD Lanes<float> multiply_add(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+FASTSEG_HD Lanes<double> multiply_add(Lanes<double> a, Lanes<double> b, Lanes<double> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 // The sum over all lanes: halves are added until one lane is left.
 template <class Acc>

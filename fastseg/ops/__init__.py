@@ -1,5 +1,6 @@
 """The ops: functions on torch tensors, on the CPU and on CUDA."""
 
+from fastseg.ops.deform_conv import deform_conv2d
 from fastseg.ops.mask_iou import mask_iou
 from fastseg.ops.mask_nms import mask_nms, soft_mask_nms
 from fastseg.ops.matrix_nms import matrix_nms, matrix_nms_scores
@@ -15,6 +16,7 @@ __all__ = [
     "PackedMasks",
     "PaddedRles",
     "batched_nms",
+    "deform_conv2d",
     "mask_iou",
     "mask_nms",
     "matrix_nms",

@@ -1,6 +1,7 @@
 """The ops in plain torch, slow and written like their formulas: the definition of each op."""
 
 from fastseg.reference import mask
+from fastseg.reference.deform_conv import deform_conv2d
 from fastseg.reference.mask_iou import mask_iou
 from fastseg.reference.mask_nms import mask_nms, soft_mask_nms
 from fastseg.reference.matrix_nms import matrix_nms, matrix_nms_scores
@@ -14,6 +15,7 @@ from fastseg.reference.roi_align import multi_scale_roi_align, roi_align
 
 __all__ = [
     "batched_nms",
+    "deform_conv2d",
     "mask",
     "mask_iou",
     "mask_nms",

@@ -1,0 +1,49 @@
+// Deformable convolution (Dai et al., 2017; with a mask Zhu et al., 2019).
+//
+// A convolution is a product of columns (what each tap reads at each output pixel) with the
+// weights. Columns of all pixels would fill hundreds of megabytes, so the op goes through the
+// pixels in tiles whose columns stay in the cache; torch multiplies them, these kernels make and
+// consume them.
+#pragma once
+
+#include "core/device.h"
+#include "core/view.h"
+
+namespace fastseg {
+
+// One tile: `columns.size[1]` output pixels of one image, from pixel `first` on in row-major order.
+// Acc is float32, or float64 when the input is.
+struct DeformConvParams {
+  View<4> input;    // [B, C, H, W], stride 1 along C
+  View<4> offset;   // [B, offset_groups * taps * 2, OH, OW] Acc: (y, x) in input pixels per tap
+  View<4> mask;     // [B, offset_groups * taps, OH, OW] Acc; data null: all ones
+  View<3> columns;  // [groups, pixels, taps * C / groups], dense; Acc, on CUDA the input's type
+  int64_t image = 0, first = 0;
+  int64_t groups = 1, offset_groups = 1;
+  int64_t kernel[2] = {1, 1};  // these four along y, along x
+  int64_t stride[2] = {1, 1};
+  int64_t padding[2] = {0, 0};
+  int64_t dilation[2] = {1, 1};
+
+  // Backward only; Acc.
+  View<4> grad_input;   // as input; its data type i64: sums in fixed point
+  View<4> grad_offset;  // as offset
+  View<4> grad_mask;    // as mask
+  // Fixed-point units of grad_input per unit: one element on the device, Acc. Sums of integers
+  // do not depend on their order, those of floats do.
+  const void* units = nullptr;
+};
+
+// Writes the tile's columns: mask * bilinear sample, 0 outside the map.
+void deform_conv_sample_cpu(const DeformConvParams& params);
+void deform_conv_sample_cuda(const DeformConvParams& params, cudaStream_t stream);
+
+// Reads the gradients of the tile's columns, adds what they give to grad_input, and writes the
+// tile's pixels of grad_offset and grad_mask. Columns are overwritten with the samples, as
+// deform_conv_sample would write them: the weights' gradient needs those next.
+// The CPU's sums are in the order of the pixels; on CUDA they are in any order unless grad_input
+// is of fixed point.
+void deform_conv_backward_cpu(const DeformConvParams& params);
+void deform_conv_backward_cuda(const DeformConvParams& params, cudaStream_t stream);
+
+}  // namespace fastseg

@@ -1,0 +1,118 @@
+#include <array>
+
+#include "bindings/array.h"
+#include "deform_conv/deform_conv.h"
+
+namespace fastseg {
+namespace {
+
+using Pair = std::array<int64_t, 2>;  // along y, along x
+
+void set_pair(int64_t* target, const Pair& pair, const char* name, int64_t least) {
+  FASTSEG_CHECK(pair[0] >= least && pair[1] >= least, name, " must be at least ", least, ", got (",
+                pair[0], ", ", pair[1], ")");
+  std::copy(pair.begin(), pair.end(), target);
+}
+
+// The fields that both directions share. `geometry`: kernel, stride, padding, dilation.
+DeformConvParams make_params(const Array& input, const Array& offset, const py::object& mask,
+                             const Array& columns, const std::array<Pair, 4>& geometry,
+                             int64_t offset_groups, int64_t image, int64_t first) {
+  DeformConvParams p;
+  set_pair(p.kernel, geometry[0], "kernel", 1);
+  set_pair(p.stride, geometry[1], "stride", 1);
+  set_pair(p.padding, geometry[2], "padding", 0);
+  set_pair(p.dilation, geometry[3], "dilation", 1);
+  const int64_t taps = p.kernel[0] * p.kernel[1];
+  const DType accumulate = input.dtype() == DType::f64 ? DType::f64 : DType::f32;
+  p.input = input.view<4>();
+  const int64_t batch = p.input.size[0], channels = p.input.size[1];
+  FASTSEG_CHECK(channels == 1 || p.input.stride[1] == 1, "input must be channels-last");
+  FASTSEG_CHECK(offset_groups > 0 && channels % offset_groups == 0,
+                "offset_groups must divide the ", channels, " channels of input, got ",
+                offset_groups);
+  p.offset_groups = offset_groups;
+  offset.expect_shape({batch, 2 * offset_groups * taps, -1, -1}).expect_dtype({accumulate});
+  p.offset = offset.expect_device(input).view<4>();
+  if (!mask.is_none()) {
+    const Array array(mask, "mask");
+    array.expect_shape({batch, offset_groups * taps, p.offset.size[2], p.offset.size[3]});
+    p.mask = array.expect_dtype({accumulate}).expect_device(input).view<4>();
+  }
+  p.columns = columns.expect_device(input).view<3>();
+  p.groups = p.columns.size[0];
+  FASTSEG_CHECK(p.groups > 0 && channels % p.groups == 0, "columns must have groups that divide ",
+                channels, " channels, got shape ", columns.shape());
+  columns.expect_shape({-1, -1, taps * channels / p.groups});
+  FASTSEG_CHECK(p.columns.stride[2] == 1 && p.columns.stride[1] == p.columns.size[2],
+                "columns must be dense");
+  FASTSEG_CHECK(image >= 0 && image < batch, "image must be in [0, ", batch, "), got ", image);
+  const int64_t pixels = p.offset.size[2] * p.offset.size[3];
+  FASTSEG_CHECK(first >= 0 && first + p.columns.size[1] <= pixels, "pixels ", first, " to ",
+                first + p.columns.size[1], " exceed the ", pixels, " of the output");
+  p.image = image;
+  p.first = first;
+  return p;
+}
+
+void sample(const py::object& input, const py::object& offset, const py::object& mask,
+            const py::object& columns, const std::array<Pair, 4>& geometry, int64_t offset_groups,
+            int64_t image, int64_t first, uintptr_t stream) {
+  const Array input_array(input, "input"), offset_array(offset, "offset");
+  const Array column_array(columns, "columns");
+  const DeformConvParams params = make_params(input_array, offset_array, mask, column_array,
+                                              geometry, offset_groups, image, first);
+  launch_on(input_array.device(), stream, params, deform_conv_sample_cpu,
+            FASTSEG_CUDA(deform_conv_sample_cuda));
+}
+
+void backward(const py::object& input, const py::object& offset, const py::object& mask,
+              const py::object& columns, const std::array<Pair, 4>& geometry, int64_t offset_groups,
+              int64_t image, int64_t first, const py::object& grad_input,
+              const py::object& grad_offset, const py::object& grad_mask, const py::object& units,
+              uintptr_t stream) {
+  const Array input_array(input, "input"), offset_array(offset, "offset");
+  const Array column_array(columns, "columns");
+  DeformConvParams p = make_params(input_array, offset_array, mask, column_array, geometry,
+                                   offset_groups, image, first);
+  const DType accumulate = p.offset.dtype;
+  const Array grad_array(grad_input, "grad_input"), grad_offset_array(grad_offset, "grad_offset");
+  grad_array.expect_shape({p.input.size[0], p.input.size[1], p.input.size[2], p.input.size[3]});
+  grad_array.expect_device(input_array);
+  p.grad_input = grad_array.view<4>();
+  FASTSEG_CHECK(p.input.size[1] == 1 || p.grad_input.stride[1] == 1,
+                "grad_input must be channels-last");
+  grad_offset_array.expect_shape(
+      {p.offset.size[0], p.offset.size[1], p.offset.size[2], p.offset.size[3]});
+  p.grad_offset = grad_offset_array.expect_dtype({accumulate}).expect_device(input_array).view<4>();
+  FASTSEG_CHECK(mask.is_none() == grad_mask.is_none(), "grad_mask must be given with mask alone");
+  if (!grad_mask.is_none()) {
+    const Array array(grad_mask, "grad_mask");
+    array.expect_shape({p.mask.size[0], p.mask.size[1], p.mask.size[2], p.mask.size[3]});
+    p.grad_mask = array.expect_dtype({accumulate}).expect_device(input_array).view<4>();
+  }
+  if (units.is_none()) {
+    grad_array.expect_dtype({accumulate});
+  } else {
+    const Array array(units, "units");
+    array.expect_shape({1}).expect_dtype({accumulate}).expect_device(input_array);
+    grad_array.expect_dtype({DType::i64});
+    p.units = array.view<1>().data;
+  }
+  launch_on(input_array.device(), stream, p, deform_conv_backward_cpu,
+            FASTSEG_CUDA(deform_conv_backward_cuda));
+}
+
+}  // namespace
+
+void bind_deform_conv(py::module_& module) {
+  module.def("deform_conv_sample", &sample, py::arg("input"), py::arg("offset"), py::arg("mask"),
+             py::arg("columns"), py::arg("geometry"), py::arg("offset_groups"), py::arg("image"),
+             py::arg("first"), py::arg("stream") = 0);
+  module.def("deform_conv_backward", &backward, py::arg("input"), py::arg("offset"),
+             py::arg("mask"), py::arg("columns"), py::arg("geometry"), py::arg("offset_groups"),
+             py::arg("image"), py::arg("first"), py::arg("grad_input"), py::arg("grad_offset"),
+             py::arg("grad_mask"), py::arg("units"), py::arg("stream") = 0);
+}
+
+}  // namespace fastseg
