@@ -41,7 +41,9 @@ def deform_conv2d(
     """Convolves with taps that are moved per output pixel; results are torchvision's.
 
     A tap reads its moved position bilinearly; cells beyond the border count as 0. An infinite
-    offset reads 0, a NaN offset NaN. Positions and sums are float32 (float64 for float64 input)
+    offset reads 0, a NaN offset NaN. Between two cells derivatives are as usual, on a cell they are
+    those towards the next one, which is so for a tap exactly one cell before the border too (in
+    mmcv that one has none). Positions and sums are float32 (float64 for float64 input)
     whatever the types. Under autocast it is computed in the autocast type, like a convolution;
     offset and mask keep theirs. In float32 on CUDA, products obey torch's switch for TF32.
 
