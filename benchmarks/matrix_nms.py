@@ -37,16 +37,18 @@ def _matrix_nms(setting: Setting, what: str, masks: Tensor, classes: int) -> Cas
         from fastseg import ops
 
         def run() -> Any:
-            kept = ops.matrix_nms(on_device, labels, scores, filter_threshold=FILTER)
-            return tuple(tensor[:KEPT] for tensor in kept)
+            kept = ops.matrix_nms(
+                on_device, labels, scores, filter_threshold=FILTER, max_output=KEPT
+            )
+            return kept[0], kept[1], kept[3]
 
         return run
 
     def padded() -> Run:
         from fastseg import ops
 
-        return lambda: ops.matrix_nms(
-            on_device, labels, scores, filter_threshold=FILTER, max_output=KEPT
+        return lambda: ops.matrix_nms_padded(
+            on_device, labels, scores, KEPT, filter_threshold=FILTER
         )
 
     def algorithm() -> Run:

@@ -68,15 +68,15 @@ class MaskSelection:
         maskness = inside.sum((2, 3), dtype=torch.float32) / areas
         valid = is_row(candidates.counts, num_rows) & (areas > min_areas)
         scores = (candidates.scores[:, :num_rows] * maskness).masked_fill(~valid, -torch.inf)
-        scores, labels, index, counts = ops.matrix_nms(
+        scores, labels, index, counts = ops.matrix_nms_padded(
             packed,
             candidates.labels[:, :num_rows],
             scores,
+            self.max_per_img,
             kernel=self.kernel,
             sigma=self.sigma,
             filter_threshold=self.filter_thr,
             pre_top_k=self.nms_pre,
-            max_output=self.max_per_img,
         )
         masks = take_masks(probabilities, index)
         return MaskDetections(scores=scores, labels=labels, masks=masks, counts=counts)

@@ -3,7 +3,7 @@
 from fastseg.ops.deform_conv import deform_conv2d
 from fastseg.ops.mask_iou import mask_iou
 from fastseg.ops.mask_nms import mask_nms, soft_mask_nms
-from fastseg.ops.matrix_nms import matrix_nms, matrix_nms_scores
+from fastseg.ops.matrix_nms import matrix_nms, matrix_nms_padded, matrix_nms_scores
 from fastseg.ops.ms_deform_attn import ms_deform_attn
 from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pack_masks import PackedMasks, pack_masks, unpack_masks
@@ -20,6 +20,7 @@ __all__ = [
     "mask_iou",
     "mask_nms",
     "matrix_nms",
+    "matrix_nms_padded",
     "matrix_nms_scores",
     "ms_deform_attn",
     "multi_scale_roi_align",

@@ -63,7 +63,7 @@ def read_scored_masks(
         batched: whether B images are allowed.
     """
     if scores.dim() not in ((1, 2) if batched else (1,)):
-        expected = "[N] or [B, N]" if batched else "[N] without max_output"
+        expected = "[N] or [B, N]" if batched else "[N]"
         raise ValueError(f"scores must have shape {expected}, got {tuple(scores.shape)}")
     if not scores.is_floating_point():
         raise ValueError(f"scores must be floating point, got {scores.dtype}")
@@ -103,3 +103,10 @@ def _pack(masks: Masks, scores: Tensor, threshold: float | None) -> PackedMasks:
     if masks.device != scores.device:
         raise ValueError(f"masks must be on {scores.device}, got {masks.device}")
     return masks
+
+
+def take(masks: Masks, indices: Tensor) -> Masks:
+    """Those of one image's masks at the indices, in the form that they came in."""
+    if isinstance(masks, (Tensor, PackedMasks)):
+        return masks[indices]
+    return [masks[index] for index in indices.tolist()]

@@ -4,7 +4,7 @@ from fastseg.reference import mask
 from fastseg.reference.deform_conv import deform_conv2d
 from fastseg.reference.mask_iou import mask_iou
 from fastseg.reference.mask_nms import mask_nms, soft_mask_nms
-from fastseg.reference.matrix_nms import matrix_nms, matrix_nms_scores
+from fastseg.reference.matrix_nms import matrix_nms, matrix_nms_padded, matrix_nms_scores
 from fastseg.reference.ms_deform_attn import ms_deform_attn
 from fastseg.reference.nms import batched_nms, nms
 from fastseg.reference.pack_masks import pack_masks, unpack_masks
@@ -20,6 +20,7 @@ __all__ = [
     "mask_iou",
     "mask_nms",
     "matrix_nms",
+    "matrix_nms_padded",
     "matrix_nms_scores",
     "ms_deform_attn",
     "multi_scale_roi_align",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,39 +13,46 @@ def matrix_nms(
     labels: Tensor,
     scores: Tensor,
     *,
-    kernel: str = "gaussian",
-    sigma: float = 2.0,
+    filter_threshold: float = -1,
+    pre_top_k: int = -1,
+    max_output: int = -1,
     mask_areas: Tensor | None = None,
-    threshold: float | None = None,
-    filter_threshold: float = 0.0,
-    pre_top_k: int | None = None,
-    max_output: int | None = None,
-) -> tuple[Tensor, ...]:
-    """See `fastseg.ops.matrix_nms`; one image, masks [N, H, W]."""
-    indices = scores.sort(descending=True, stable=True).indices[:pre_top_k]
-    if max_output is not None:
-        indices = indices[scores[indices] != -torch.inf]
-    decayed = matrix_nms_scores(
-        masks[indices],
-        labels[indices],
-        scores[indices],
-        kernel=kernel,
-        sigma=sigma,
-        mask_areas=None if mask_areas is None else mask_areas[indices],
-        threshold=threshold,
-    )
+    **kernel: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `fastseg.ops.matrix_nms`; masks [N, H, W]."""
+    best = scores.sort(descending=True, stable=True).indices
+    if pre_top_k > 0:
+        best = best[:pre_top_k]
+    areas = None if mask_areas is None else mask_areas[best]
+    inputs = (masks[best], labels[best], scores[best])
+    decayed = matrix_nms_scores(*inputs, mask_areas=areas, **kernel)
     order = decayed.sort(descending=True, stable=True).indices
     if filter_threshold > 0:
         order = order[decayed[order].double() >= filter_threshold]
-    decayed, indices = decayed[order], indices[order]
-    if max_output is None:
-        return decayed, labels[indices].long(), indices
-    decayed, indices = decayed[:max_output], indices[:max_output]
+    if max_output > 0:
+        order = order[:max_output]
+    indices = best[order]
+    return decayed[order], labels[indices].long(), masks[indices], indices
+
+
+def matrix_nms_padded(
+    masks: Tensor, labels: Tensor, scores: Tensor, max_output: int, **options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `fastseg.ops.matrix_nms_padded`; one image, masks [N, H, W]."""
+    pre_top_k = options.pop("pre_top_k", -1)
+    best = scores.sort(descending=True, stable=True).indices
+    if pre_top_k > 0:
+        best = best[:pre_top_k]
+    best = best[scores[best] != -torch.inf]
+    if options.get("mask_areas") is not None:
+        options["mask_areas"] = options["mask_areas"][best]
+    kept = matrix_nms(masks[best], labels[best], scores[best], **options)
+    decayed, kept_labels, _, indices = (x[:max_output] for x in kept)
     padding = (0, max_output - len(indices))
     return (
         torch.nn.functional.pad(decayed, padding),
-        torch.nn.functional.pad(labels[indices].long(), padding),
-        torch.nn.functional.pad(indices, padding, value=-1),
+        torch.nn.functional.pad(kept_labels, padding),
+        torch.nn.functional.pad(best[indices], padding, value=-1),
         torch.tensor(len(indices), device=scores.device),
     )
 

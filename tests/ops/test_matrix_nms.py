@@ -100,13 +100,13 @@ def test_golden_mmdetection(case: str, kernel: str, sigma: float, device: torch.
             key: GOLDEN[f"{results}.{key}"].to(device) for key in ("scores", "labels", "keep")
         }
         options = {"kernel": kernel, "sigma": sigma, "mask_areas": areas, **options}
-        ours = ops.matrix_nms(masks, labels, scores, **options)
-        size = len(expected["scores"])
-        torch.testing.assert_close(ours[0][:limit], expected["scores"], rtol=2e-6, atol=1e-7)
-        assert torch.equal(ours[1][:limit], expected["labels"])
+        ours = ops.matrix_nms(masks, labels, scores, max_output=limit, **options)
+        torch.testing.assert_close(ours[0], expected["scores"], rtol=2e-6, atol=1e-7)
+        assert torch.equal(ours[1], expected["labels"])
+        assert torch.equal(ours[2], masks[ours[3]])
         # Scores that decay to the same number are in any order there.
-        tied = torch.isclose(ours[0][:size, None], ours[0][:size], rtol=1e-5).sum(1) > 1
-        assert torch.equal(ours[2][:limit][~tied], expected["keep"][~tied])
+        tied = torch.isclose(ours[0][:, None], ours[0], rtol=1e-5).sum(1) > 1
+        assert torch.equal(ours[3][~tied], expected["keep"][~tied])
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "linear"])
@@ -119,8 +119,8 @@ def test_definition(n: int, kernel: str, device: torch.device) -> None:
         ours = ops.matrix_nms(*arguments, kernel=kernel, **options)
         assert_same(ours, reference.matrix_nms(*arguments, kernel=kernel, **options))
         for size in (0, n // 3, n + 40):
-            padded = ops.matrix_nms(*arguments, kernel=kernel, max_output=size, **options)
-            expected = reference.matrix_nms(*arguments, kernel=kernel, max_output=size, **options)
+            padded = ops.matrix_nms_padded(*arguments, size, kernel=kernel, **options)
+            expected = reference.matrix_nms_padded(*arguments, size, kernel=kernel, **options)
             assert_same(padded, expected)
 
 
@@ -165,10 +165,21 @@ def test_equal_and_empty_masks(kernel: str, device: torch.device) -> None:
     decayed = ops.matrix_nms_scores(masks, labels, scores, kernel=kernel)
     torch.testing.assert_close(decayed, expected)
     assert torch.equal(decayed[[0, 1, 4, 5]], scores[[0, 1, 4, 5]])
-    assert ops.matrix_nms(masks, labels, scores, kernel=kernel)[2][:3].tolist() == [0, 1, 4]
+    assert ops.matrix_nms(masks, labels, scores, kernel=kernel)[3][:3].tolist() == [0, 1, 4]
     # exp underflows: 0 / 0 again.
     decayed = ops.matrix_nms_scores(masks, labels, scores, sigma=1e4)
     assert decayed.tolist() == (scores * torch.tensor([1, 1, 0, 0, 1, 1], device=device)).tolist()
+
+
+def test_masks_come_back_in_their_form() -> None:
+    masks, labels, scores = random_masks(30, seed=6)
+    _, _, kept, indices = ops.matrix_nms(masks, labels, scores, max_output=5)
+    assert torch.equal(kept, masks[indices]) and len(indices) == 5
+    rles = ops.rle_encode(masks)
+    _, _, kept_rles, same = ops.matrix_nms(rles, labels, scores, max_output=5)
+    assert kept_rles == [rles[i] for i in indices.tolist()] and torch.equal(same, indices)
+    _, _, packed, same = ops.matrix_nms(ops.pack_masks(masks), labels, scores, max_output=5)
+    assert torch.equal(ops.unpack_masks(packed), kept) and torch.equal(same, indices)
 
 
 def test_equal_scores_go_by_index(device: torch.device) -> None:
@@ -181,9 +192,11 @@ def test_special_scores(device: torch.device) -> None:
     masks, labels, scores = to(device, *random_masks(60, seed=2, classes=1))
     special = torch.tensor([INF, -1.0, NAN, 0.0, -0.0, NAN, -INF], device=device)
     scores[5:12] = special
-    for options in ({}, {"filter_threshold": 0.2}, {"max_output": 70}, {"pre_top_k": 4}):
+    for options in ({}, {"filter_threshold": 0.2}, {"max_output": 7}, {"pre_top_k": 4}):
         ours = ops.matrix_nms(masks, labels, scores, **options)
         assert_same(ours, reference.matrix_nms(masks, labels, scores, **options))
+    padded = ops.matrix_nms_padded(masks, labels, scores, 70)
+    assert_same(padded, reference.matrix_nms_padded(masks, labels, scores, 70))
 
 
 def test_areas_of_the_caller(device: torch.device) -> None:
@@ -212,11 +225,11 @@ def test_batch_is_each_image(device: torch.device) -> None:
     options: dict[str, Any]
     for options in ({}, {"filter_threshold": 0.15}, {"pre_top_k": 30}):
         for form in (masks, packed):
-            batch = ops.matrix_nms(form, labels, scores, max_output=40, **options)
+            batch = ops.matrix_nms_padded(form, labels, scores, 40, **options)
             assert [x.shape for x in batch] == [(3, 40)] * 3 + [(3,)]
             for i in range(3):
-                expected = reference.matrix_nms(
-                    masks[i], labels[i], scores[i], max_output=40, **options
+                expected = reference.matrix_nms_padded(
+                    masks[i], labels[i], scores[i], 40, **options
                 )
                 assert_same(tuple(x[i] for x in batch), expected)
     assert batch[3][2] == 0
@@ -234,17 +247,13 @@ def test_absent_masks_change_nothing(device: torch.device) -> None:
     expected = ops.matrix_nms(masks[real], labels[real], scores[real], filter_threshold=0.05)
     # With a filter, a score of 0 or less does it as well as -inf.
     for absent in (-INF, 0.0, -1.0):
-        padded = ops.matrix_nms(
-            masks,
-            labels,
-            torch.where(present, scores, absent),
-            filter_threshold=0.05,
-            max_output=90,
+        padded = ops.matrix_nms_padded(
+            masks, labels, torch.where(present, scores, absent), 90, filter_threshold=0.05
         )
         count = int(padded[3])
         assert count == len(expected[0])
         assert torch.equal(padded[0][:count], expected[0])
-        assert torch.equal(padded[2][:count], real[expected[2]])
+        assert torch.equal(padded[2][:count], real[expected[3]])
         assert (padded[2][count:] == -1).all()
         assert not padded[0][count:].any() and not padded[1][count:].any()
 
@@ -255,12 +264,13 @@ def test_empty(shape: tuple[int, ...], device: torch.device) -> None:
     labels = torch.zeros(shape[0], dtype=torch.int64, device=device)
     scores = torch.rand(shape[0], device=device)
     assert torch.equal(ops.matrix_nms_scores(masks, labels, scores), scores)
-    kept_scores, _, indices = ops.matrix_nms(masks, labels, scores)
-    assert torch.equal(scores[indices], kept_scores) and len(indices) == shape[0]
-    outputs = ops.matrix_nms(masks[None], labels[None], scores[None], max_output=2, pre_top_k=1)
+    kept_scores, _, kept, indices = ops.matrix_nms(masks, labels, scores)
+    assert torch.equal(scores[indices], kept_scores) and kept.shape == shape
+    batch = (masks[None], labels[None], scores[None])
+    outputs = ops.matrix_nms_padded(*batch, 2, pre_top_k=1)
     assert [x.shape for x in outputs] == [(1, 2), (1, 2), (1, 2), (1,)]
     assert outputs[3].tolist() == [min(shape[0], 1)]
-    outputs = ops.matrix_nms(masks[None][:0], labels[None][:0], scores[None][:0], max_output=2)
+    outputs = ops.matrix_nms_padded(*(x[:0] for x in batch), 2)
     assert [x.shape for x in outputs] == [(0, 2), (0, 2), (0, 2), (0,)]
 
 
@@ -326,11 +336,9 @@ def test_errors() -> None:
     for sigma in (0.0, -1.0, NAN):
         with pytest.raises(ValueError, match=f"sigma must be above 0, got {sigma}"):
             ops.matrix_nms(masks, labels, scores, sigma=sigma)
-    with pytest.raises(ValueError, match=r"pre_top_k must be at least 1, got -1"):
-        ops.matrix_nms(masks, labels, scores, pre_top_k=-1)
     with pytest.raises(ValueError, match=r"max_output must be at least 0, got -1"):
-        ops.matrix_nms(masks, labels, scores, max_output=-1)
-    with pytest.raises(ValueError, match=r"scores must have shape \[N\] without max_output, got"):
+        ops.matrix_nms_padded(masks, labels, scores, -1)
+    with pytest.raises(ValueError, match=r"scores must have shape \[N\], got"):
         ops.matrix_nms(masks[None], labels[None], scores[None])
     with pytest.raises(ValueError, match=r"masks must have shape \[5, H, W\], got \(4, 37, 70\)"):
         ops.matrix_nms(masks[:4], labels, scores)
@@ -368,16 +376,16 @@ def test_opcheck(device: torch.device) -> None:
 def test_compile(device: torch.device) -> None:
     @torch.compile(fullgraph=True, dynamic=True)
     def best(logits: Tensor, labels: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
-        return ops.matrix_nms(
-            logits, labels, scores, threshold=0.0, filter_threshold=0.05, pre_top_k=50, max_output=9
+        return ops.matrix_nms_padded(
+            logits, labels, scores, 9, threshold=0.0, filter_threshold=0.05, pre_top_k=50
         )
 
     for n in (60, 75):
         masks, labels, scores = to(device, *random_masks(n, seed=n))
         logits = masks.float() - 0.5
         outputs = best(logits[None], labels[None], scores[None])
-        expected = reference.matrix_nms(
-            masks, labels, scores, filter_threshold=0.05, pre_top_k=50, max_output=9
+        expected = reference.matrix_nms_padded(
+            masks, labels, scores, 9, filter_threshold=0.05, pre_top_k=50
         )
         assert_same(tuple(x[0] for x in outputs), expected)
 
@@ -385,11 +393,11 @@ def test_compile(device: torch.device) -> None:
 @pytest.mark.gpu
 def test_cuda_graph() -> None:
     masks, labels, scores = to(torch.device("cuda"), *random_masks(500, seed=4, size=(200, 304)))
-    options: dict[str, Any] = {"filter_threshold": 0.05, "pre_top_k": 400, "max_output": 100}
-    ops.matrix_nms(masks, labels, scores, **options)
+    options: dict[str, Any] = {"filter_threshold": 0.05, "pre_top_k": 400}
+    ops.matrix_nms_padded(masks, labels, scores, 100, **options)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = ops.matrix_nms(masks, labels, scores, **options)
+        outputs = ops.matrix_nms_padded(masks, labels, scores, 100, **options)
     for seed in (4, 5):
         for static, fresh in zip(
             (masks, labels, scores), random_masks(500, seed, (200, 304)), strict=True
@@ -397,4 +405,4 @@ def test_cuda_graph() -> None:
             static.copy_(fresh)
         scores[seed::7] = -INF
         graph.replay()
-        assert_same(outputs, reference.matrix_nms(masks, labels, scores, **options))
+        assert_same(outputs, reference.matrix_nms_padded(masks, labels, scores, 100, **options))
