@@ -18,6 +18,7 @@ from fastseg.layers.batch_norm import ConvLayer, ConvNorm
 from fastseg.layers.grid_heads import (
     NUM_GRIDS,
     conv_tower,
+    coordinates,
     grid_levels,
     group_norm,
     initialise,
@@ -84,9 +85,10 @@ class SOLOv2Head(nn.Module):
         """P2..P6, each [B, C, H / 2^i, W / 2^i] -> predictions of all cells."""
         class_logits, kernels = [], []
         for level, num_grid in zip(grid_levels(pyramid), self.num_grids, strict=True):
-            x = to_grid(with_coordinates(level), num_grid)  # [B, C + 2, S, S]
-            kernels.append(self.kernel_predictor(self.kernel_convs(x)))
-            class_logits.append(self.class_predictor(self.class_convs(x[:, :-2])))
+            x = to_grid(level, num_grid)  # [B, C, S, S]
+            position = to_grid(coordinates(level), num_grid)
+            class_logits.append(self.class_predictor(self.class_convs(x)))
+            kernels.append(self.kernel_predictor(self.kernel_convs(torch.cat((x, position), 1))))
         return SOLOv2Predictions(class_logits, kernels, self.mask_features(pyramid[:4]))
 
     def mask_probabilities(self, predictions: SOLOv2Predictions, cells: Tensor) -> Tensor:
