@@ -161,8 +161,13 @@ class SOLO(nn.Module):
         """
         if self.training:
             raise RuntimeError("SOLO is in training mode: call model.eval() before predicting")
+        return self.detect(self.predict_grids(pixels))
+
+    def detect(
+        self, predictions: SOLOv2Predictions | SOLOPredictions | DecoupledSOLOPredictions
+    ) -> MaskDetections:
+        """The instances among the predictions of all cells: the best cells' masks, then NMS."""
         head: GridHead = self.head
-        predictions = self.predict_grids(pixels)
         candidates = top_candidates(
             predictions.class_logits,
             score_thr=self.score_thr,

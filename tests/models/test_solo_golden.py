@@ -62,7 +62,7 @@ def assert_same_instances(
 
 
 @pytest.mark.parametrize("name", ["out", "alt_out"])
-def test_from_predictions_to_instances(monkeypatch, name):
+def test_from_predictions_to_instances(name):
     options = {} if name == "out" else META["alt_test_cfg"]
     body = resnet18()
     model = SOLO(
@@ -77,10 +77,8 @@ def test_from_predictions_to_instances(monkeypatch, name):
         ),
         **options,
     )
-    monkeypatch.setattr(model, "predict_grids", lambda pixels: predictions())
-    batch = images(torch.zeros(2, 3, *PADDED))
     with torch.inference_mode():
-        results = model.postprocess(model(batch.pixels, batch.sizes), batch)
+        results = model.postprocess(model.detect(predictions()), images(torch.zeros(2, 3, *PADDED)))
     assert [len(one) for one in results] == ([79, 89] if name == "out" else [30, 30])
     for image, ours in enumerate(results):
         scores, labels = (TENSORS[f"{name}.{image}.{key}"] for key in ("scores", "labels"))
