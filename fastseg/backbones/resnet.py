@@ -83,7 +83,9 @@ class Bottleneck(nn.Module):
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(in_channels, width, 1, stride_1x1, bias=False)
         self.bn1 = norm_layer(width)
-        self.conv2 = conv_layer(width, width, 3, stride_3x3, padding=1, groups=groups, bias=False)
+        self.conv2 = conv_layer(
+            width, width, 3, stride=stride_3x3, padding=1, groups=groups, bias=False
+        )
         self.bn2 = norm_layer(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = norm_layer(out_channels)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastseg.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from fastseg.layers.batch_norm import ConvLayer, FrozenBatchNorm2d, NormLayer
+from fastseg.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
 
 
 def renamed(
@@ -77,8 +78,17 @@ class Keys:
         return partial(layer, eps=self.batch_norm_eps)
 
     def conv_layer(self, name: str) -> ConvLayer:
-        """The kind of convolution with that name."""
-        return nn.Conv2d
+        """The kind of convolution with that name: nn.Conv2d, or deformable, v1 or v2."""
+        offsets = self.size(f"{name}.conv_offset.weight", 0, default=0)
+        if not offsets:
+            return nn.Conv2d
+        kernel = self.size(f"{name}.weight", 2, default=3) ** 2
+        # Two coordinates for each tap of each group, and in v2 a mask. Where both would do (6, for
+        # three groups of v1 or two of v2) it is v2, which all but few use.
+        modulated = offsets % (3 * kernel) == 0
+        if modulated:
+            return partial(ModulatedDeformConv2d, offset_groups=offsets // (3 * kernel))
+        return partial(DeformConv2d, offset_groups=offsets // (2 * kernel))
 
 
 def resnet(keys: Keys, prefix: str, *, stride_in_1x1: bool = False) -> ResNet:

@@ -34,6 +34,7 @@ from fastseg.checkpoints.formats import (
     recognise,
 )
 from fastseg.checkpoints.keys import renamed
+from fastseg.layers.deform_conv import with_inner_offsets
 from fastseg.models.mask_rcnn import MaskRCNN
 from fastseg.models.solo import SOLO
 
@@ -175,7 +176,7 @@ def solo_network(
         bgr: the first convolution takes blue first.
         defaults: hyper-parameters unless the options say them.
     """
-    state_dict = renamed(tensors, rules)
+    state_dict = renamed(with_inner_offsets(tensors), rules)
     if bgr and (stem := state_dict.get("backbone.body.conv1.weight")) is not None:
         state_dict["backbone.body.conv1.weight"] = stem.flip(1)
     options = {**solo.defaults(state_dict), **(defaults or {}), **options}

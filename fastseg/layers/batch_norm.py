@@ -116,7 +116,7 @@ class ConvNorm(nn.Sequential):
             in_channels,
             out_channels,
             kernel_size,
-            stride,
+            stride=stride,
             padding=kernel_size // 2,
             bias=norm_layer is None,
         )

@@ -17,11 +17,14 @@ from fastseg.models.build_solo import (
     solo_resnet101_fpn,
     solov2_light_resnet18_fpn,
     solov2_light_resnet34_fpn,
+    solov2_light_resnet50_dcn_fpn,
     solov2_light_resnet50_fpn,
     solov2_resnet18_fpn,
     solov2_resnet34_fpn,
     solov2_resnet50_fpn,
+    solov2_resnet101_dcn_fpn,
     solov2_resnet101_fpn,
+    solov2_resnext101_dcn_fpn,
 )
 from fastseg.models.image_batch import ImageBatch, ImageTransform
 from fastseg.models.mask_rcnn import MaskRCNN
@@ -46,9 +49,12 @@ __all__ = [
     "solo_resnet101_fpn",
     "solov2_light_resnet18_fpn",
     "solov2_light_resnet34_fpn",
+    "solov2_light_resnet50_dcn_fpn",
     "solov2_light_resnet50_fpn",
     "solov2_resnet18_fpn",
     "solov2_resnet34_fpn",
     "solov2_resnet50_fpn",
+    "solov2_resnet101_dcn_fpn",
     "solov2_resnet101_fpn",
+    "solov2_resnext101_dcn_fpn",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastseg import load_model, models
 from fastseg.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from fastseg.layers.batch_norm import FrozenBatchNorm2d
+from fastseg.layers.deform_conv import DeformConv2d, ModulatedDeformConv2d
 from fastseg.layers.fpn import BackboneWithFPN, FeaturePyramidNetwork
 from fastseg.layers.solo_head import DecoupledSOLOHead, SOLOHead
 from fastseg.layers.solov2_head import MaskFeatureHead, SOLOv2Head
@@ -159,6 +160,33 @@ def test_backbone_is_read_off_the_tensors(body):
     assert_same(load_model(under_names(expected.state_dict(), MMDETECTION)), expected)
 
 
+DEFORMABLE = (DeformConv2d, ModulatedDeformConv2d, partial(DeformConv2d, offset_groups=2))
+
+
+@pytest.mark.parametrize("names", ["mmdetection", "original", "neighbours"])
+@pytest.mark.parametrize("layer", DEFORMABLE, ids=("v1", "v2", "v1_two_groups"))
+def test_deformable_convolutions_are_read_off_the_tensors(layer, names):
+    """Also from before mmcv 1.0, where `conv2_offset` stands beside `conv2`."""
+    stages = (nn.Conv2d, nn.Conv2d, layer, layer)
+    expected = small_model("solov2", block=Bottleneck, conv_layers=stages)
+    expected.head = SOLOv2Head(
+        in_channels=24,
+        num_classes=3,
+        channels=64,
+        conv_layers=(nn.Conv2d, layer),
+        mask_features=MaskFeatureHead(
+            in_channels=24, channels=32, out_channels=96, conv_layer=layer
+        ),
+    )
+    state_dict = under_names(
+        expected.state_dict(), MMDETECTION if names == "mmdetection" else ORIGINAL
+    )
+    if names == "neighbours":
+        state_dict = under_names(state_dict, [(r"\.conv_offset\.", "_offset.")])
+        assert any(".conv2_offset." in key for key in state_dict)
+    assert_same(load_model(state_dict), expected)
+
+
 def test_adelaidet():
     options = {"block": Bottleneck, "norm_layer": FrozenBatchNorm2d}
     expected = small_model("solov2", stride_in_1x1=True, **options)
@@ -176,6 +204,7 @@ def test_adelaidet():
     [
         "solov2_resnet50_fpn",
         "solov2_light_resnet18_fpn",
+        "solov2_light_resnet50_dcn_fpn",
         "solo_resnet50_fpn",
         "decoupled_solo_resnet50_fpn",
         "decoupled_solo_light_resnet50_fpn",

@@ -108,7 +108,7 @@ def randomise(model: nn.Module) -> None:
         if isinstance(weight, Tensor) and weight.dim() == 4:
             spread = 0.3 if "conv_offset" in name else 1.0
             weight.normal_(std=spread * (2 / weight[0].numel()) ** 0.5)
-            if module.bias is not None:
+            if getattr(module, "bias", None) is not None:
                 module.bias.normal_(std=0.1)
 
 

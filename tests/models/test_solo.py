@@ -71,7 +71,7 @@ def predict(model: SOLO, inputs: list[Tensor]) -> list:
         return model.postprocess(model(batch.pixels, batch.sizes), batch)
 
 
-LIGHT_SIZES = {"solov2_light": 448, "decoupled_solo_light": 512}
+LIGHT_SIZES = {"light_resnet50_dcn": 512, "solov2_light": 448, "decoupled_solo_light": 512}
 BUILDERS = [name for name in models.__all__ if "solo" in name]
 
 
@@ -98,6 +98,9 @@ def test_all_rows_of_the_zoo_are_there():
     for name in (
         *(f"solov2_resnet{depth}_fpn" for depth in (18, 34, 50, 101)),
         *(f"solov2_light_resnet{depth}_fpn" for depth in (18, 34, 50)),
+        "solov2_light_resnet50_dcn_fpn",
+        "solov2_resnet101_dcn_fpn",
+        "solov2_resnext101_dcn_fpn",
         *(
             f"{kind}_resnet{depth}_fpn"
             for kind in ("solo", "decoupled_solo")

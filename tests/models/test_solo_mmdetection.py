@@ -30,6 +30,12 @@ SMALL = {
     "mask_head__num_classes": 7,
     "mask_head__scale_ranges": SCALE_RANGES,
 }
+DEFORMABLE = {
+    "backbone__depth": 50,
+    "backbone__base_channels": 8,
+    "neck__in_channels": [32, 64, 128, 256],
+    "mask_head__feat_channels": 32,
+}
 # Config, changes, layers whose outputs get a deviation and a mean, and a seed with which no value
 # lies within rounding of a threshold.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, tuple[float, float]], int]] = {
@@ -44,6 +50,29 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, tuple[float, float]], int]
         {},
         {"conv_cls": (2.0, -7.0), "conv_kernel": (0.25, -0.05)},
         2,
+    ),
+    "solov2_dcn": (
+        "solov2/solov2_r101-dcn_fpn_ms-3x_coco",
+        DEFORMABLE,
+        {"conv_cls": (2.0, -7.0), "conv_kernel": (0.25, -0.05)},
+        4,
+    ),
+    "solov2_light_dcn": (
+        "solov2/solov2-light_r50-dcn_fpn_ms-3x_coco",
+        {
+            **DEFORMABLE,
+            "backbone__type": "ResNeXt",
+            "backbone__groups": 8,
+            "backbone__base_width": 4,
+        },
+        {"conv_cls": (2.0, -7.0), "conv_kernel": (0.25, -0.05)},
+        4,
+    ),
+    "solov2_light_dcn_v1": (
+        "solov2/solov2-light_r50-dcn_fpn_ms-3x_coco",
+        {**DEFORMABLE, "backbone__dcn__type": "DCN", "mask_head__dcn_cfg__type": "DCN"},
+        {"conv_cls": (2.0, -7.0), "conv_kernel": (0.25, -0.05)},
+        4,
     ),
     "solo": (
         "solo/solo_r50_fpn_1x_coco",
