@@ -26,7 +26,7 @@ SOFT: list[dict[str, Any]] = [
 
 
 def random_masks(
-    n: int, seed: int, size: tuple[int, int] = (33, 70), classes: int = 3
+    n: int, seed: int, size: tuple[int, int] = (20, 40), classes: int = 3
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Filled rectangles around few centres, distinct scores, and labels."""
     generator = torch.Generator().manual_seed(seed)
@@ -34,7 +34,7 @@ def random_masks(
     limit = torch.tensor([width, height])
     centres = torch.rand(max(n // 8, 1), 2, generator=generator).repeat(16, 1)[:n] * limit
     centres = centres + 3 * torch.randn(n, 2, generator=generator)
-    half = 2 + 12 * torch.rand(n, 2, generator=generator)
+    half = 2 + 8 * torch.rand(n, 2, generator=generator)
     boxes = torch.cat([centres - half, centres + half], 1).round()
     boxes = boxes.clamp(min=0).minimum(limit.repeat(2))
     y, x = torch.arange(height)[None, :, None], torch.arange(width)[None, None]
@@ -74,10 +74,10 @@ def test_greedy_is_nms_of_boxes_for_rectangles(threshold: float, device: torch.d
 
 
 @pytest.mark.parametrize("method", ["greedy", "fast"])
-@pytest.mark.parametrize("n", [1, 2, 33, 90])
+@pytest.mark.parametrize("n", [1, 2, 33, 50])
 def test_definition(n: int, method: Any, device: torch.device) -> None:
     masks, scores, labels = to(device, *random_masks(n, seed=n))
-    for classes, threshold in itertools.product((None, labels), (0.0, 0.4, 0.8)):
+    for classes, threshold in itertools.product((None, labels), (0.0, 0.5)):
         arguments = (masks, scores, classes, threshold)
         expected = reference.mask_nms(*arguments, method=method)
         assert_same(ops.mask_nms(*arguments, method=method), expected)
@@ -88,7 +88,7 @@ def test_definition(n: int, method: Any, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("options", SOFT, ids=str)
-@pytest.mark.parametrize("n", [1, 2, 70])
+@pytest.mark.parametrize("n", [1, 2, 50])
 def test_soft_definition(n: int, options: dict[str, Any], device: torch.device) -> None:
     masks, scores, labels = to(device, *random_masks(n, seed=n))
     for classes in (None, labels):
@@ -118,7 +118,7 @@ def test_a_chain_of_masks(device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_score_dtypes_and_ties(dtype: torch.dtype, device: torch.device) -> None:
-    masks, scores, labels = to(device, *random_masks(100, seed=1, size=(12, 30)))
+    masks, scores, labels = to(device, *random_masks(80, seed=1, size=(12, 30)))
     scores = scores.to(dtype)  # bfloat16: many ties
     for method in ("greedy", "fast"):
         ours = ops.mask_nms(masks, scores, labels, method=method)
@@ -200,7 +200,7 @@ mask_bits = st.integers(0, 2**12 - 1)
 entry = st.tuples(mask_bits, st.integers(0, 20), st.integers(0, 2))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(entry, max_size=20), st.floats(0, 1))
 def test_invariants(entries: list[tuple[int, int, int]], threshold: float) -> None:
     table = torch.tensor(entries, dtype=torch.int64).reshape(-1, 3)
