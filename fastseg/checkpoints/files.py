@@ -28,7 +28,8 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
         path: the file.
 
     Returns:
-        The state dict, and the ``config`` entry of a safetensors file's metadata (else empty).
+        The state dict, and the ``config`` entry of a safetensors file's metadata, or what a
+        PyTorch file says in its place, see ``config_of``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,7 +41,8 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     if head[8:9] == b"{":
         return read_safetensors(path)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        return tensors_of(read_torch(path), str(path)), {}
+        content = read_torch(path)
+        return tensors_of(content, str(path)), config_of(content)
     raise ValueError(
         f"{path} is neither a safetensors nor a PyTorch file: it begins with {head[:8]!r}"
     )
@@ -101,3 +103,24 @@ def tensors_of(content: Any, source: str) -> dict[str, Tensor]:
         )
         for key, value in content.items()
     }
+
+
+def config_of(content: Any) -> dict[str, Any]:
+    """What a checkpoint's content says beside its tensors: mmdetection's names of the classes.
+
+    Args:
+        content: a checkpoint's content; mmdetection has "CLASSES" (up to version 2) or
+            "dataset_meta" with "classes" under "meta".
+
+    Returns:
+        {"classes": [names]}, or an empty dictionary.
+    """
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    if not isinstance(meta, Mapping):
+        return {}
+    dataset = meta.get("dataset_meta")
+    for place, key in ((meta, "CLASSES"), (dataset, "CLASSES"), (dataset, "classes")):
+        names = place.get(key) if isinstance(place, Mapping) else None
+        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+            return {"classes": list(names)}
+    return {}

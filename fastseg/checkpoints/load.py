@@ -24,7 +24,7 @@ from fastseg.checkpoints import (
     torchvision_mask_rcnn,
 )
 from fastseg.checkpoints.coco_classes import COCO_CATEGORY_NAMES, COCO_CLASS_NAMES
-from fastseg.checkpoints.files import read_file, tensors_of
+from fastseg.checkpoints.files import config_of, read_file, tensors_of
 from fastseg.checkpoints.formats import (
     ADELAIDET_SOLOV2,
     FASTSEG_SOLO,
@@ -82,8 +82,9 @@ def load_model(
     checkpoints of ``SOLO`` itself become ``SOLO``.
 
     Class count, widths, depths and layout are read off the tensors. Half-precision tensors become
-    float32. Weights of 91 classes (Mask R-CNN) or 80 (SOLO) without class names are taken for
-    COCO's.
+    float32. Class names are those in the file: in the ``config`` entry of a safetensors file, or
+    where mmdetection puts them. Weights of 91 classes (Mask R-CNN) or 80 (SOLO) without class names
+    are taken for COCO's.
 
     torchvision runs its published V1 weights with a batch normalisation eps of 0 and everything
     else with 1e-5, which no tensor shows. The published file is known by its checksum or its
@@ -108,12 +109,12 @@ def load_model(
         ValueError: the file cannot be read, is of another format, or its keys or shapes do not
             fit.
     """
-    config: dict[str, Any] = {}
     path = None
     if isinstance(path_or_state_dict, Mapping):
         source = "the state dict"
         tensors = tensors_of(path_or_state_dict, source)
         tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+        config = config_of(path_or_state_dict)
     else:
         path = Path(path_or_state_dict)
         source = str(path)

@@ -239,6 +239,30 @@ def test_files_with_configuration_and_overrides(tmp_path):
     assert_same(load_model(tmp_path / "epoch_12.pth"), expected)
 
 
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"CLASSES": ("a", "b", "c"), "mmdet_version": "2.25.0"},
+        {"dataset_meta": {"classes": ("a", "b", "c"), "palette": [(1, 2, 3)] * 3}},
+        {"dataset_meta": {"CLASSES": ["a", "b", "c"]}},
+    ],
+    ids=["mmdetection 2", "mmdetection 3", "mmdetection 3.0rc"],
+)
+def test_class_names_of_mmdetection(tmp_path, meta):
+    state_dict = under_names(small_model("solov2").state_dict(), MMDETECTION)
+    content = {"meta": meta, "state_dict": state_dict}
+    torch.save(content, tmp_path / "model.pth")
+    for source in (content, tmp_path / "model.pth"):
+        assert load_model(source).class_names == ("a", "b", "c")
+        assert load_model(source, class_names=tuple("xyz")).class_names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("meta", [None, {}, {"CLASSES": 3}, {"dataset_meta": {"classes": [1]}}])
+def test_checkpoints_without_class_names(meta):
+    state_dict = under_names(small_model("solov2").state_dict(), MMDETECTION)
+    assert load_model({"meta": meta, "state_dict": state_dict}).class_names is None
+
+
 def test_every_hyper_parameter_arrives():
     loaded = load_model(
         small_model("solov2").state_dict(),
