@@ -35,6 +35,12 @@ class SOLOLosses:
 class SOLOLoss:
     """Compares predictions with the truth.
 
+    One step of training, with ``pixels`` [B, 3, H, W] and a list of ``InstanceTargets``::
+
+        predictions = model.train().predict_grids(pixels)
+        losses = SOLOLoss()(model.head, predictions, targets, (height, width))
+        (losses.classes + losses.masks).backward()
+
     Attributes:
         scale_ranges: per level, least and greatest square root of the area of an instance's box;
             ``LIGHT_SCALE_RANGES`` and ``LIGHT_512_SCALE_RANGES`` are those of the light networks.
