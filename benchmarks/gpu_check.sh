@@ -44,11 +44,11 @@ step() {
 }
 
 # FASTSEG_CUDA=1: without nvcc the build must fail, not fall back to the CPU.
-step build 130 build.log env FASTSEG_CUDA=1 \
+step build 95 build.log env FASTSEG_CUDA=1 \
   "$python" -m pip install --verbose --no-build-isolation --no-deps --force-reinstall .
 # From another folder, where the source tree does not hide the installed package.
 step doctor 20 doctor.log env -C "$out" "$python" -m fastseg doctor
-step tests 120 tests.log "$python" -m pytest -m gpu -q --continue-on-collection-errors --durations=10
+step tests 150 tests.log "$python" -m pytest -m gpu -q --continue-on-collection-errors --durations=10
 
 # All kernels of all ops on small inputs, without the peers' kernels. Without torch's caching of
 # memory each tensor is an allocation of its own, whose ends the sanitizer knows.
@@ -63,7 +63,7 @@ else
   echo "sanitizer: skipped, compute-sanitizer is not installed" | tee -a "$out/summary.txt"
 fi
 
-step benchmarks 125 benchmarks.log "$python" -m benchmarks --device cuda \
+step benchmarks 130 benchmarks.log "$python" -m benchmarks --device cuda \
   --dtype float32,float16 --seconds 0.3 --json "$out/benchmarks.json" \
   --markdown "$out/benchmarks.md" --plot "$out/benchmarks.png"
 
