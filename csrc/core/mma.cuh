@@ -1,8 +1,12 @@
-// Products of tiles of bits on tensor cores, and the same on other architectures. Inline PTX stays
-// here, so that kernels also compile for the CPU emulator.
+// Products of tiles on tensor cores, and the same on other architectures. Inline PTX stays here, so
+// that kernels also compile for the CPU emulator.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "core/cuda.cuh"
+#include "core/types.h"
 
 namespace fastseg {
 
@@ -46,6 +50,123 @@ __device__ inline void and_popc(int (&sums)[4], const unsigned (&a)[4], const un
       sums[i] += __popc(rows[m] & columns[n][0]) + __popc(rows[2 + m] & columns[n][1]);
     }
   }
+#endif
+}
+
+// ---- Products of half-precision tiles
+// ------------------------------------------------------------ T is half_t or bfloat16_t. Lane 4 *
+// g + t holds pairs of neighbours along a row: of A (16 x 16) the pairs {g: t, g + 8: t, g: 4 + t,
+// g + 8: 4 + t}, of B^T (8 x 16) {g: t, g: 4 + t}.
+
+// The lane's part of A, whose rows lie `stride` elements apart in shared memory. Rows must be
+// aligned to 16 bytes.
+template <class T>
+__device__ void load_left(unsigned (&a)[4], const T* tile, int stride) {
+#if defined(__CUDA_ARCH__)
+  const T* row = tile + (lane_id() % 16) * stride + lane_id() / 16 * 8;
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(address)
+               : "memory");
+#else
+  for (int i = 0; i < 4; ++i) {
+    const T* pair = tile + (lane_id() / 4 + i % 2 * 8) * stride + i / 2 * 8 + lane_id() % 4 * 2;
+    memcpy(&a[i], pair, sizeof(unsigned));
+  }
+#endif
+}
+
+// The lane's parts of two B^T, rows 0 to 7 and 8 to 15 of a tile in shared memory.
+template <class T>
+__device__ void load_right(unsigned (&b)[2][2], const T* tile, int stride) {
+#if defined(__CUDA_ARCH__)
+  const T* row = tile + (lane_id() / 16 * 8 + lane_id() % 8) * stride + lane_id() / 8 % 2 * 8;
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(b[0][0]), "=r"(b[0][1]), "=r"(b[1][0]), "=r"(b[1][1])
+               : "r"(address)
+               : "memory");
+#else
+  for (int i = 0; i < 4; ++i) {
+    const T* pair = tile + (lane_id() / 4 + i / 2 * 8) * stride + i % 2 * 8 + lane_id() % 4 * 2;
+    memcpy(&b[i / 2][i % 2], pair, sizeof(unsigned));
+  }
+#endif
+}
+
+// Whether multiply_tiles() is one instruction; where it is not, it serves tests alone.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+inline constexpr bool kHasMultiplyTiles = false;
+#else
+inline constexpr bool kHasMultiplyTiles = true;
+#endif
+
+// sums += A * B by the whole warp, in float32. The lane gets the sums {(g, 2 * t), (g, 2 * t + 1),
+// (g + 8, 2 * t), (g + 8, 2 * t + 1)}.
+template <class T>
+__device__ void multiply_tiles(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<T, half_t>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#else
+  const int row = lane_id() & ~3, column = 8 * (lane_id() & 3);  // first lanes that hold them
+#pragma unroll 1
+  for (int t = 0; t < 4; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const unsigned pairs = __shfl_sync(kFullMask, a[i], row + t);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const unsigned others = __shfl_sync(kFullMask, b[i / 2], column + 4 * n + t);
+        float& sum = sums[i % 2 * 2 + n];
+        for (int e = 0; e < 32; e += 16) {
+          sum = multiply_add(static_cast<float>(bit_cast<T>(static_cast<uint16_t>(pairs >> e))),
+                             static_cast<float>(bit_cast<T>(static_cast<uint16_t>(others >> e))),
+                             sum);
+        }
+      }
+    }
+  }
+#endif
+}
+
+// ---- Copies to shared memory that the thread does not wait for (sm_80; elsewhere it does)
+// ---------
+
+// Copies 16 bytes, or writes zeros where there is nothing to copy.
+__device__ inline void copy_async(void* shared, const void* global, bool exists) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = exists ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(address), "l"(global), "r"(bytes)
+               : "memory");
+#else
+  if (exists) {
+    memcpy(shared, global, 16);
+  } else {
+    memset(shared, 0, 16);
+  }
+#endif
+}
+
+// Waits for all copies that this thread started.
+__device__ inline void wait_for_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" : : : "memory");
 #endif
 }
 

@@ -46,4 +46,16 @@ void deform_conv_sample_cuda(const DeformConvParams& params, cudaStream_t stream
 void deform_conv_backward_cpu(const DeformConvParams& params);
 void deform_conv_backward_cuda(const DeformConvParams& params, cudaStream_t stream);
 
+// All output pixels at once, on tensor cores (sm_80): columns exist in shared memory alone.
+struct DeformConvProductParams {
+  // Of type f16 or bf16 and 1 group, an image of less than 2^31 elements, a multiple of 32 channels
+  // per group of offsets; no columns, image, first.
+  DeformConvParams sampling;
+  View<2> weights;  // [D, taps * C], dense; like the input aligned to 16 bytes
+  View<1> bias;     // [D]; data null: none
+  View<4> output;   // [B, D, OH, OW], any strides
+};
+
+void deform_conv_product_cuda(const DeformConvProductParams& params, cudaStream_t stream);
+
 }  // namespace fastseg

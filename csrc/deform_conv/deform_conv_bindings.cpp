@@ -14,10 +14,11 @@ void set_pair(int64_t* target, const Pair& pair, const char* name, int64_t least
   std::copy(pair.begin(), pair.end(), target);
 }
 
-// The fields that both directions share. `geometry`: kernel, stride, padding, dilation.
-DeformConvParams make_params(const Array& input, const Array& offset, const py::object& mask,
-                             const Array& columns, const std::array<Pair, 4>& geometry,
-                             int64_t offset_groups, int64_t image, int64_t first) {
+using Geometry = std::array<Pair, 4>;  // kernel, stride, padding, dilation
+
+// Where samples are read.
+DeformConvParams sampling_params(const Array& input, const Array& offset, const py::object& mask,
+                                 const Geometry& geometry, int64_t offset_groups) {
   DeformConvParams p;
   set_pair(p.kernel, geometry[0], "kernel", 1);
   set_pair(p.stride, geometry[1], "stride", 1);
@@ -39,6 +40,16 @@ DeformConvParams make_params(const Array& input, const Array& offset, const py::
     array.expect_shape({batch, offset_groups * taps, p.offset.size[2], p.offset.size[3]});
     p.mask = array.expect_dtype({accumulate}).expect_device(input).view<4>();
   }
+  return p;
+}
+
+// A tile of columns, for both directions.
+DeformConvParams make_params(const Array& input, const Array& offset, const py::object& mask,
+                             const Array& columns, const Geometry& geometry, int64_t offset_groups,
+                             int64_t image, int64_t first) {
+  DeformConvParams p = sampling_params(input, offset, mask, geometry, offset_groups);
+  const int64_t taps = p.kernel[0] * p.kernel[1];
+  const int64_t batch = p.input.size[0], channels = p.input.size[1];
   p.columns = columns.expect_device(input).view<3>();
   p.groups = p.columns.size[0];
   FASTSEG_CHECK(p.groups > 0 && channels % p.groups == 0, "columns must have groups that divide ",
@@ -56,7 +67,7 @@ DeformConvParams make_params(const Array& input, const Array& offset, const py::
 }
 
 void sample(const py::object& input, const py::object& offset, const py::object& mask,
-            const py::object& columns, const std::array<Pair, 4>& geometry, int64_t offset_groups,
+            const py::object& columns, const Geometry& geometry, int64_t offset_groups,
             int64_t image, int64_t first, uintptr_t stream) {
   const Array input_array(input, "input"), offset_array(offset, "offset");
   const Array column_array(columns, "columns");
@@ -67,7 +78,7 @@ void sample(const py::object& input, const py::object& offset, const py::object&
 }
 
 void backward(const py::object& input, const py::object& offset, const py::object& mask,
-              const py::object& columns, const std::array<Pair, 4>& geometry, int64_t offset_groups,
+              const py::object& columns, const Geometry& geometry, int64_t offset_groups,
               int64_t image, int64_t first, const py::object& grad_input,
               const py::object& grad_offset, const py::object& grad_mask, const py::object& units,
               uintptr_t stream) {
@@ -103,6 +114,35 @@ void backward(const py::object& input, const py::object& offset, const py::objec
             FASTSEG_CUDA(deform_conv_backward_cuda));
 }
 
+void product_on_cpu(const DeformConvProductParams&) {
+  throw py::value_error("input must be on CUDA; the CPU multiplies tiles of columns");
+}
+
+void product(const py::object& input, const py::object& offset, const py::object& mask,
+             const py::object& weights, const py::object& bias, const py::object& output,
+             const Geometry& geometry, int64_t offset_groups, uintptr_t stream) {
+  const Array input_array(input, "input"), offset_array(offset, "offset");
+  const Array weight_array(weights, "weights"), output_array(output, "output");
+  DeformConvProductParams q;
+  q.sampling = sampling_params(input_array, offset_array, mask, geometry, offset_groups);
+  const DeformConvParams& p = q.sampling;
+  const DType dtype = input_array.dtype();
+  weight_array.expect_shape({-1, p.kernel[0] * p.kernel[1] * p.input.size[1]});
+  q.weights = weight_array.expect_dtype({dtype}).expect_device(input_array).view<2>();
+  FASTSEG_CHECK(q.weights.stride[1] == 1 && q.weights.stride[0] == q.weights.size[1],
+                "weights must be dense");
+  output_array.expect_shape(
+      {p.input.size[0], q.weights.size[0], p.offset.size[2], p.offset.size[3]});
+  q.output = output_array.expect_dtype({dtype}).expect_device(input_array).view<4>();
+  if (!bias.is_none()) {
+    const Array array(bias, "bias");
+    array.expect_shape({q.weights.size[0]}).expect_dtype({dtype}).expect_device(input_array);
+    q.bias = array.view<1>();
+  }
+  launch_on(input_array.device(), stream, q, product_on_cpu,
+            FASTSEG_CUDA(deform_conv_product_cuda));
+}
+
 }  // namespace
 
 void bind_deform_conv(py::module_& module) {
@@ -113,6 +153,9 @@ void bind_deform_conv(py::module_& module) {
              py::arg("mask"), py::arg("columns"), py::arg("geometry"), py::arg("offset_groups"),
              py::arg("image"), py::arg("first"), py::arg("grad_input"), py::arg("grad_offset"),
              py::arg("grad_mask"), py::arg("units"), py::arg("stream") = 0);
+  module.def("deform_conv_product", &product, py::arg("input"), py::arg("offset"), py::arg("mask"),
+             py::arg("weights"), py::arg("bias"), py::arg("output"), py::arg("geometry"),
+             py::arg("offset_groups"), py::arg("stream") = 0);
 }
 
 }  // namespace fastseg

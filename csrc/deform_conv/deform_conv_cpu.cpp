@@ -54,7 +54,7 @@ void for_each_sample(const DeformConvParams& p, const F& f) {
   const int64_t bytes = taps * p.input.size[1] * sizeof(Acc);
   parallel_for(p.columns.size[1], kBytesPerTask / bytes, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const OutputPixel pixel = output_pixel(p, p.first + i);
+      const OutputPixel pixel = output_pixel(p, p.image, p.first + i);
       for (int64_t group = 0; group < p.offset_groups; ++group) {
         for (int64_t tap = 0; tap < taps; ++tap) f(group, tap, pixel, i);
       }
@@ -101,7 +101,7 @@ void scatter_channels(const DeformConvParams& p, int64_t begin, int64_t end) {
   const int64_t offset_channels = p.input.size[1] / p.offset_groups;
   Acc* image = p.grad_input.at<Acc>(p.image);
   for (int64_t i = 0; i < p.columns.size[1]; ++i) {
-    const OutputPixel pixel = output_pixel(p, p.first + i);
+    const OutputPixel pixel = output_pixel(p, p.image, p.first + i);
     for (int64_t c0 = begin; c0 < end;) {
       const int64_t group = c0 / offset_channels;
       const int64_t group_end = std::min(end, (group + 1) * offset_channels);

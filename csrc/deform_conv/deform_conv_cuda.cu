@@ -1,9 +1,14 @@
-// Deformable convolution's columns on CUDA: a warp owns one sample (a tap of an output pixel and a
-// group of offsets), its lanes own vectors of channels.
+// Deformable convolution on CUDA.
+//
+// Columns: a warp owns one sample (a tap of an output pixel and a group of offsets), its lanes own
+// vectors of channels. In half precision the forward pass needs no columns in memory: a block makes
+// those of 128 pixels and 32 channels of a tap in shared memory, while tensor cores multiply the
+// ones before.
 #include <type_traits>
 
 #include "core/cuda.cuh"
 #include "core/dispatch.h"
+#include "core/mma.cuh"
 #include "deform_conv/deform_conv_math.h"
 
 namespace fastseg {
@@ -35,7 +40,7 @@ __device__ OwnSample<Acc> own_sample(const DeformConvParams& p, int64_t index) {
   const int rest = static_cast<int>(index - own.item * (groups * taps));
   own.offset_group = rest / taps;
   own.tap = rest % taps;
-  own.pixel = output_pixel(p, p.first + own.item);
+  own.pixel = output_pixel(p, p.image, p.first + own.item);
   own.sample = read_sample<Acc>(p, own.offset_group, own.tap, own.pixel);
   own.mask = read_mask<Acc>(p, own.offset_group, own.tap, own.pixel);
   return own;
@@ -218,6 +223,213 @@ void backward(const DeformConvParams& p, cudaStream_t stream) {
   });
 }
 
+// ---- Product on tensor cores -------------------------------------------------------------------
+
+constexpr int kTilePixels = 128;
+constexpr int kStepChannels = 32;        // columns per step; a tap's channels are a multiple
+constexpr int kRow = kStepChannels + 8;  // rows in shared memory: no two of 8 share a bank
+constexpr int kWarpPixels = 64;          // warps: 2 along pixels, 4 along outputs
+constexpr int kThreadChannels = 16;      // two threads per pixel make its columns of a step
+static_assert(kThreadChannels * kThreads == kStepChannels * kTilePixels, "threads share a step");
+
+// Makes a pixel's columns, kThreadChannels at a time; loads are apart from arithmetic so that
+// products run between the two.
+template <class T>
+struct ColumnMaker {
+  const T* image;
+  int cell;             // north-west cell, from the image's first element
+  unsigned inside = 0;  // bit k: cell k is inside the map; the others count as 0
+  float weight[4];
+  Vec<T, 8> cells[4][2];
+
+  // Goes to a tap and a group of offsets.
+  __device__ void move(const DeformConvParams& p, int offset_group, int tap, OutputPixel pixel) {
+    const Sample<float> sample = read_sample<float>(p, offset_group, tap, pixel);
+    const float mask = read_mask<float>(p, offset_group, tap, pixel);
+    cell = static_cast<int>(sample.cell(0, p.input));
+    inside = 0;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (!sample.outside && sample.inside(k, p.input)) inside |= 1u << k;
+      weight[k] = sample.outside ? 0.0f : sample.weight(k) * mask;
+    }
+  }
+
+  __device__ void load(const DeformConvParams& p, int channel) {
+    const int row = static_cast<int>(p.input.stride[2]),
+              column = static_cast<int>(p.input.stride[3]);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const T* source = image + (cell + k / 2 * row + k % 2 * column + channel);
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        cells[k][v] = Vec<T, 8>{};
+        if (inside >> k & 1) cells[k][v] = Vec<T, 8>::load(source + 8 * v);
+      }
+    }
+  }
+
+  __device__ void store(T* row) const {
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      Vec<T, 8> column;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        float sum = 0;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          sum = multiply_add(weight[k], static_cast<float>(cells[k][v][e]), sum);
+        }
+        column[e] = static_cast<T>(sum);
+      }
+      column.store(row + 8 * v);
+    }
+  }
+};
+
+struct ProductKernelParams : DeformConvProductParams {
+  bool pairs_in_output;  // two outputs of a pixel move as one
+};
+
+// The warp's sums: kWarpPixels pixels times kWarpOutputs outputs in tiles of 16 x 8.
+template <class T, int kWarpOutputs>
+struct WarpProduct {
+  static constexpr int kRows = kWarpPixels / 16, kColumns = kWarpOutputs / 8;
+  float sums[kRows][kColumns][4] = {};
+
+  __device__ void add(const T* left, const T* right) {
+#pragma unroll
+    for (int k = 0; k < kStepChannels; k += 16) {
+      unsigned a[kRows][4];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) load_left(a[i], left + 16 * i * kRow + k, kRow);
+#pragma unroll
+      for (int j = 0; j < kColumns; j += 2) {
+        unsigned b[2][2];
+        load_right(b, right + 8 * j * kRow + k, kRow);
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          multiply_tiles<T>(sums[i][j], a[i], b[0]);
+          multiply_tiles<T>(sums[i][j + 1], a[i], b[1]);
+        }
+      }
+    }
+  }
+
+  // Writes the sums, whose first is of pixel `first` of the batch and of output `channel`.
+  __device__ void store(const ProductKernelParams& q, int64_t first, int channel) const {
+    const int64_t height = q.output.size[2], width = q.output.size[3];
+    const T* bias = q.bias.as<const T>();
+#pragma unroll
+    for (int row = 0; row < 2 * kRows; ++row) {
+      const int64_t index = first + 8 * row + lane_id() / 4;
+      if (index >= q.output.size[0] * height * width) continue;
+      const int64_t image = index / (height * width), pixel = index % (height * width);
+      T* out = q.output.at<T>(image, 0, pixel / width, pixel % width);
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const int c = channel + 8 * j + lane_id() % 4 * 2;
+        Vec<T, 2> pair;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const bool shifted = bias != nullptr && c + e < q.output.size[1];
+          const float shift = shifted ? static_cast<float>(bias[(c + e) * q.bias.stride[0]]) : 0.0f;
+          pair[e] = static_cast<T>(sums[row / 2][j][row % 2 * 2 + e] + shift);
+        }
+        if (q.pairs_in_output && c < q.output.size[1]) {
+          pair.store(out + c);
+          continue;
+        }
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (c + e < q.output.size[1]) out[(c + e) * q.output.stride[1]] = pair[e];
+        }
+      }
+    }
+  }
+};
+
+template <int kTileOutputs>
+constexpr size_t kProductShared = 2 * (kTilePixels + kTileOutputs) * kRow * 2;
+
+template <class T, int kTileOutputs>
+__device__ void multiply_columns(const ProductKernelParams& q) {
+  constexpr int kWarpOutputs = kTileOutputs / 4;
+  const DeformConvParams& p = q.sampling;
+  T* left = dynamic_shared<T>();             // [2][kTilePixels][kRow]
+  T* right = left + 2 * kTilePixels * kRow;  // [2][kTileOutputs][kRow]
+  const int64_t pixels = q.output.size[2] * q.output.size[3];
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTilePixels;
+  const int first_output = blockIdx.y * kTileOutputs;
+  const int channels = static_cast<int>(p.input.size[1]);
+  const int offset_channels = channels / static_cast<int>(p.offset_groups);
+  const int row = thread_rank() / 2, column = thread_rank() % 2 * kThreadChannels;
+  // Threads beyond the last pixel make its columns again; nobody stores their products.
+  const int64_t last = q.output.size[0] * pixels - 1;
+  const int64_t own = first + row < last ? first + row : last;
+  ColumnMaker<T> maker;
+  maker.image = p.input.at<const T>(own / pixels, column);
+  // Starts loading what step `step` multiplies.
+  const auto start = [&](int step) {
+    const int position = step * kStepChannels, c = position % channels;
+    if (c % offset_channels == 0) {
+      const OutputPixel pixel = output_pixel(p, own / pixels, own % pixels);
+      maker.move(p, c / offset_channels, position / channels, pixel);
+    }
+    maker.load(p, c);
+    T* target = right + step % 2 * kTileOutputs * kRow;
+#pragma unroll 1
+    for (int i = thread_rank(); i < kTileOutputs * kStepChannels / 8; i += kThreads) {
+      const int n = i / (kStepChannels / 8), k = i % (kStepChannels / 8) * 8;
+      const bool exists = first_output + n < q.weights.size[0];
+      const T* source = q.weights.at<const T>(exists ? first_output + n : 0, position + k);
+      copy_async(target + n * kRow + k, source, exists);
+    }
+  };
+  const auto finish = [&](int step) {
+    maker.store(left + (step % 2 * kTilePixels + row) * kRow + column);
+    wait_for_copies();
+  };
+  WarpProduct<T, kWarpOutputs> product;
+  const int warp_pixel = warp_id() % 2 * kWarpPixels, warp_output = warp_id() / 2 * kWarpOutputs;
+  const int steps = static_cast<int>(q.weights.size[1]) / kStepChannels;
+  start(0);
+  finish(0);
+  __syncthreads();
+  for (int step = 0; step < steps; ++step) {
+    if (step + 1 < steps) start(step + 1);
+    product.add(left + (step % 2 * kTilePixels + warp_pixel) * kRow,
+                right + (step % 2 * kTileOutputs + warp_output) * kRow);
+    if (step + 1 < steps) finish(step + 1);
+    __syncthreads();
+  }
+  product.store(q, first + warp_pixel, first_output + warp_output);
+}
+
+template <class T, int kTileOutputs>
+__global__ void __launch_bounds__(kThreads, 1)
+    product_kernel(const __grid_constant__ ProductKernelParams q) {
+  if constexpr (kHasMultiplyTiles) multiply_columns<T, kTileOutputs>(q);
+}
+
+template <class T, int kTileOutputs>
+void launch_product(const DeformConvProductParams& q, cudaStream_t stream) {
+  const int64_t pixels = q.output.size[0] * q.output.size[2] * q.output.size[3];
+  const bool pairs =
+      q.output.stride[1] == 1 && q.output.size[1] % 2 == 0 && aligned_to(q.output, 2);
+  const ProductKernelParams kernel_params{q, pairs};
+  launch("deform_conv_product", product_kernel<T, kTileOutputs>,
+         make_grid(ceil_div<int64_t>(pixels, kTilePixels),
+                   ceil_div<int64_t>(q.output.size[1], kTileOutputs)),
+         dim3(kThreads), kProductShared<kTileOutputs>, stream, kernel_params);
+}
+
+template <class T>
+void product(const DeformConvProductParams& q, cudaStream_t stream) {
+  if (q.output.size[1] <= 128) return launch_product<T, 128>(q, stream);
+  launch_product<T, 256>(q, stream);
+}
+
 }  // namespace
 
 void deform_conv_sample_cuda(const DeformConvParams& params, cudaStream_t stream) {
@@ -228,6 +440,22 @@ void deform_conv_sample_cuda(const DeformConvParams& params, cudaStream_t stream
 void deform_conv_backward_cuda(const DeformConvParams& params, cudaStream_t stream) {
   dispatch_floating(params.input.dtype, "input",
                     [&](auto zero) { backward<decltype(zero)>(params, stream); });
+}
+
+void deform_conv_product_cuda(const DeformConvProductParams& params, cudaStream_t stream) {
+  const DeformConvParams& p = params.sampling;
+  const int64_t offset_channels = p.input.size[1] / p.offset_groups;
+  FASTSEG_CHECK(offset_channels % kStepChannels == 0, "input must have a multiple of ",
+                kStepChannels, " channels per group of offsets, got ", offset_channels);
+  FASTSEG_CHECK(
+      aligned_to(p.input, 8) && reinterpret_cast<uintptr_t>(params.weights.data) % 16 == 0,
+      "input and weights must be aligned to 16 bytes");
+  FASTSEG_CHECK(p.input.stride[2] * p.input.size[2] < int64_t{1} << 31,
+                "input must have less than 2^31 elements per image");
+  if (p.input.dtype == DType::f16) return product<half_t>(params, stream);
+  FASTSEG_CHECK(p.input.dtype == DType::bf16, "input must be float16 or bfloat16, got ",
+                name_of(p.input.dtype));
+  product<bfloat16_t>(params, stream);
 }
 
 }  // namespace fastseg

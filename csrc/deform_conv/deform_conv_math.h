@@ -48,12 +48,12 @@ FASTSEG_HD Sample<Acc> sample_at(Acc y, Acc x, const View<4>& input) {
   return sample;
 }
 
-// Output pixel `pixel` of the tile's image, row-major.
 struct OutputPixel {
-  int64_t y, x;
+  int64_t image, y, x;
 };
-FASTSEG_HD OutputPixel output_pixel(const DeformConvParams& p, int64_t pixel) {
-  return {pixel / p.offset.size[3], pixel % p.offset.size[3]};
+// Output pixel `pixel` of an image, row-major.
+FASTSEG_HD OutputPixel output_pixel(const DeformConvParams& p, int64_t image, int64_t pixel) {
+  return {image, pixel / p.offset.size[3], pixel % p.offset.size[3]};
 }
 
 // Where tap `tap` of an offset group reads for an output pixel.
@@ -62,7 +62,7 @@ FASTSEG_HD Sample<Acc> read_sample(const DeformConvParams& p, int64_t offset_gro
                                    OutputPixel pixel) {
   const int64_t taps = p.kernel[0] * p.kernel[1];
   const Acc* offset =
-      p.offset.at<const Acc>(p.image, 2 * (offset_group * taps + tap), pixel.y, pixel.x);
+      p.offset.at<const Acc>(pixel.image, 2 * (offset_group * taps + tap), pixel.y, pixel.x);
   const int64_t tap_y = tap / p.kernel[1], tap_x = tap % p.kernel[1];
   const int64_t y = pixel.y * p.stride[0] - p.padding[0] + tap_y * p.dilation[0];
   const int64_t x = pixel.x * p.stride[1] - p.padding[1] + tap_x * p.dilation[1];
@@ -76,7 +76,7 @@ FASTSEG_HD Acc read_mask(const DeformConvParams& p, int64_t offset_group, int64_
   const int64_t taps = p.kernel[0] * p.kernel[1];
   return p.mask.data == nullptr
              ? Acc(1)
-             : *p.mask.at<const Acc>(p.image, offset_group * taps + tap, pixel.y, pixel.x);
+             : *p.mask.at<const Acc>(pixel.image, offset_group * taps + tap, pixel.y, pixel.x);
 }
 
 // Channels [begin, begin + count) of one group of weights, and where their columns lie.
@@ -126,11 +126,11 @@ template <class Acc>
 FASTSEG_HD void write_position_grad(const DeformConvParams& p, int64_t offset_group, int64_t tap,
                                     OutputPixel pixel, const PositionGrad<Acc>& grad) {
   const int64_t channel = offset_group * p.kernel[0] * p.kernel[1] + tap;
-  Acc* offset = p.grad_offset.at<Acc>(p.image, 2 * channel, pixel.y, pixel.x);
+  Acc* offset = p.grad_offset.at<Acc>(pixel.image, 2 * channel, pixel.y, pixel.x);
   offset[0] = grad.y;
   offset[p.grad_offset.stride[1]] = grad.x;
   if (p.grad_mask.data != nullptr) {
-    *p.grad_mask.at<Acc>(p.image, channel, pixel.y, pixel.x) = grad.mask;
+    *p.grad_mask.at<Acc>(pixel.image, channel, pixel.y, pixel.x) = grad.mask;
   }
 }
 

@@ -196,6 +196,22 @@ class _Tiles:
         self.geometry = (kernel, *pairs)
         self.offset_groups = offset.shape[1] // (2 * self.taps)
 
+    def fits_tensor_cores(self) -> bool:
+        """Whether `_C.deform_conv_product` takes these tensors, on this GPU."""
+        return (
+            self.on_device
+            and self.dtype in (torch.float16, torch.bfloat16)
+            and self.groups == 1
+            and self.input.shape[1] // self.offset_groups % 32 == 0
+            and self.input.shape[1:].numel() < 2**31
+            and self.input.data_ptr() % 16 == 0
+            and self.kernels.data_ptr() % 16 == 0
+            and (
+                not self.input.is_cuda
+                or torch.cuda.get_device_capability(self.input.device) >= (8, 0)
+            )
+        )
+
     def __iter__(self) -> Iterator[tuple[int, slice, Tensor]]:
         """(image, pixels, columns for them [groups, pixels, taps * C / groups], to be written)."""
         pixels = self.offset.shape[2] * self.offset.shape[3]
@@ -240,6 +256,10 @@ def _forward(
 ) -> Tensor:
     output = _empty_output(input, offset, weight)
     tiles = _Tiles(input, offset, weight, mask, stride, padding, dilation)
+    if tiles.fits_tensor_cores():
+        tensors = (tiles.input, tiles.offset, tiles.mask, tiles.kernels[0], bias, output)
+        _C.deform_conv_product(*tensors, tiles.geometry, tiles.offset_groups, tiles.stream)
+        return output
     matrices = tiles.grouped(output)
     shift = None if bias is None else bias.view(tiles.groups, -1, 1).to(tiles.dtype)
     for image, pixels, columns in tiles:

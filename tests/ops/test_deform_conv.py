@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,13 +62,6 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if request.param == "many tiles":
         monkeypatch.setattr(deform_conv, "_TILE_BYTES_CPU", 1)
         monkeypatch.setattr(deform_conv, "_TILE_BYTES_CUDA", 1)
-
-
-@pytest.fixture
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def golden_arguments(case: str) -> Arguments:
@@ -232,33 +225,6 @@ def test_cells_beyond_the_border_are_not_read(device: torch.device) -> None:
     assert (deform_conv2d(x, far, torch.ones(1, 4, 1, 1, device=device)) == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fixed_order(dtype: torch.dtype, deterministic: None, device: torch.device) -> None:
-    arguments = random_arguments(channels=40, size=(20, 21), offset_groups=5, dtype=dtype)
-    expected = copies(arguments, dtype=torch.float64)
-    geometry = ((1, 1), (1, 1), (1, 1))
-    runs = []
-    for _ in range(2):
-        actual = copies(arguments, device=device)
-        convolve(deform_conv2d, actual, geometry).sum().backward()
-        runs.append([actual[name].grad for name in NAMES])
-    convolve(reference.deform_conv2d, expected, geometry).sum().backward()
-    for first, second, name in zip(*runs, NAMES, strict=True):
-        assert torch.equal(first, second)
-        assert_near(first, expected[name].grad, dtype)
-
-
-def test_fixed_point_of_gradients_that_are_not_finite(
-    deterministic: None, device: torch.device
-) -> None:
-    arguments = copies(random_arguments(channels=4), device=device)
-    y = convolve(deform_conv2d, arguments, ((1, 1), (1, 1), (1, 1)))
-    (grad,) = torch.autograd.grad(y, arguments["input"], torch.zeros_like(y), retain_graph=True)
-    assert (grad == 0).all()
-    (grad,) = torch.autograd.grad(y, arguments["input"], torch.full_like(y, math.inf))
-    assert not torch.isfinite(grad).any()
-
-
 def test_the_number_of_threads_does_not_change_gradients() -> None:
     arguments = random_arguments(channels=70, size=(20, 21))
     before = torch.get_num_threads()
@@ -418,17 +384,3 @@ def test_autocast_computes_like_a_convolution(compiled: bool, device: torch.devi
 
 def test_cpu_variants(run_on_cpu_variant: Callable[..., None]) -> None:
     run_on_cpu_variant(__file__, "stored or matches_reference or infinite")
-
-
-@pytest.mark.gpu
-def test_captures_in_a_cuda_graph() -> None:
-    arguments = copies(random_arguments(channels=64, dtype=torch.float16), device="cuda")
-    geometry = ((1, 1), (1, 1), (1, 1))
-    with torch.no_grad():
-        convolve(deform_conv2d, arguments, geometry)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = convolve(deform_conv2d, arguments, geometry)
-        arguments["input"].mul_(2)
-        graph.replay()
-        torch.testing.assert_close(y, convolve(deform_conv2d, arguments, geometry))
