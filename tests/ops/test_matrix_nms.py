@@ -225,11 +225,11 @@ def test_batch_is_each_image(device: torch.device) -> None:
     options: dict[str, Any]
     for options in ({}, {"filter_threshold": 0.15}, {"pre_top_k": 12}):
         for form in (masks, packed):
-            batch = ops.matrix_nms_padded(form, labels, scores, 40, **options)
+            batch = ops.matrix_nms_padded(form, labels, scores, 20, **options)
             assert [x.shape for x in batch] == [(3, 20)] * 3 + [(3,)]
             for i in range(3):
                 expected = reference.matrix_nms_padded(
-                    masks[i], labels[i], scores[i], 40, **options
+                    masks[i], labels[i], scores[i], 20, **options
                 )
                 assert_same(tuple(x[i] for x in batch), expected)
     assert batch[3][2] == 0
