@@ -53,17 +53,21 @@ __device__ inline void and_popc(int (&sums)[4], const unsigned (&a)[4], const un
 #endif
 }
 
-// ---- Products of half-precision tiles
-// ------------------------------------------------------------ T is half_t or bfloat16_t. Lane 4 *
-// g + t holds pairs of neighbours along a row: of A (16 x 16) the pairs {g: t, g + 8: t, g: 4 + t,
-// g + 8: 4 + t}, of B^T (8 x 16) {g: t, g: 4 + t}.
+// ---- Products of floating-point tiles
+// ------------------------------------------------------------ T is half_t, bfloat16_t, or float
+// for TF32. Rows of A (16 of them) and of B^T (8) are 32 bytes long: 8 words of 32 bits, each a
+// float or two halves. Lane 4 * g + t holds of A the words {g: t, g + 8: t, g: 4 + t, g + 8: 4 +
+// t}, of B^T {g: t, g: 4 + t}.
+
+template <class T>
+inline constexpr int kHalfRow = 16 / static_cast<int>(sizeof(T));  // elements of half a row
 
 // The lane's part of A, whose rows lie `stride` elements apart in shared memory. Rows must be
 // aligned to 16 bytes.
 template <class T>
 __device__ void load_left(unsigned (&a)[4], const T* tile, int stride) {
 #if defined(__CUDA_ARCH__)
-  const T* row = tile + (lane_id() % 16) * stride + lane_id() / 16 * 8;
+  const T* row = tile + (lane_id() % 16) * stride + lane_id() / 16 * kHalfRow<T>;
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
@@ -71,8 +75,8 @@ __device__ void load_left(unsigned (&a)[4], const T* tile, int stride) {
                : "memory");
 #else
   for (int i = 0; i < 4; ++i) {
-    const T* pair = tile + (lane_id() / 4 + i % 2 * 8) * stride + i / 2 * 8 + lane_id() % 4 * 2;
-    memcpy(&a[i], pair, sizeof(unsigned));
+    const T* row = tile + (lane_id() / 4 + i % 2 * 8) * stride + i / 2 * kHalfRow<T>;
+    memcpy(&a[i], row + lane_id() % 4 * (kHalfRow<T> / 4), sizeof(unsigned));
   }
 #endif
 }
@@ -81,7 +85,8 @@ __device__ void load_left(unsigned (&a)[4], const T* tile, int stride) {
 template <class T>
 __device__ void load_right(unsigned (&b)[2][2], const T* tile, int stride) {
 #if defined(__CUDA_ARCH__)
-  const T* row = tile + (lane_id() / 16 * 8 + lane_id() % 8) * stride + lane_id() / 8 % 2 * 8;
+  const T* row = tile + (lane_id() / 16 * 8 + lane_id() % 8) * stride;
+  row += lane_id() / 8 % 2 * kHalfRow<T>;
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(b[0][0]), "=r"(b[0][1]), "=r"(b[1][0]), "=r"(b[1][1])
@@ -89,10 +94,21 @@ __device__ void load_right(unsigned (&b)[2][2], const T* tile, int stride) {
                : "memory");
 #else
   for (int i = 0; i < 4; ++i) {
-    const T* pair = tile + (lane_id() / 4 + i / 2 * 8) * stride + i % 2 * 8 + lane_id() % 4 * 2;
-    memcpy(&b[i / 2][i % 2], pair, sizeof(unsigned));
+    const T* row = tile + (lane_id() / 4 + i / 2 * 8) * stride + i % 2 * kHalfRow<T>;
+    memcpy(&b[i / 2][i % 2], row + lane_id() % 4 * (kHalfRow<T> / 4), sizeof(unsigned));
   }
 #endif
+}
+
+// The word as TF32, rounded to nearest; what is not float stays.
+template <class T>
+__device__ unsigned rounded_word(unsigned word) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<T, float>) {
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(bit_cast<float>(word)));
+  }
+#endif
+  return word;
 }
 
 // Whether multiply_tiles() is one instruction; where it is not, it serves tests alone.
@@ -107,34 +123,35 @@ inline constexpr bool kHasMultiplyTiles = true;
 template <class T>
 __device__ void multiply_tiles(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define FASTSEG_MULTIPLY_TILES(shape_and_types) \
+  asm volatile("mma.sync.aligned." shape_and_types \
+               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]) \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
   if constexpr (std::is_same_v<T, half_t>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    FASTSEG_MULTIPLY_TILES("m16n8k16.row.col.f32.f16.f16.f32");
+  } else if constexpr (std::is_same_v<T, bfloat16_t>) {
+    FASTSEG_MULTIPLY_TILES("m16n8k16.row.col.f32.bf16.bf16.f32");
   } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    FASTSEG_MULTIPLY_TILES("m16n8k8.row.col.f32.tf32.tf32.f32");
   }
+#undef FASTSEG_MULTIPLY_TILES
 #else
   const int row = lane_id() & ~3, column = 8 * (lane_id() & 3);  // first lanes that hold them
 #pragma unroll 1
   for (int t = 0; t < 4; ++t) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const unsigned pairs = __shfl_sync(kFullMask, a[i], row + t);
+      const unsigned left = __shfl_sync(kFullMask, a[i], row + t);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const unsigned others = __shfl_sync(kFullMask, b[i / 2], column + 4 * n + t);
+        const unsigned right = __shfl_sync(kFullMask, b[i / 2], column + 4 * n + t);
+        T lefts[4 / sizeof(T)], rights[4 / sizeof(T)];
+        memcpy(lefts, &left, sizeof(left));
+        memcpy(rights, &right, sizeof(right));
         float& sum = sums[i % 2 * 2 + n];
-        for (int e = 0; e < 32; e += 16) {
-          sum = multiply_add(static_cast<float>(bit_cast<T>(static_cast<uint16_t>(pairs >> e))),
-                             static_cast<float>(bit_cast<T>(static_cast<uint16_t>(others >> e))),
-                             sum);
+        for (int e = 0; e < static_cast<int>(4 / sizeof(T)); ++e) {
+          sum = multiply_add(static_cast<float>(lefts[e]), static_cast<float>(rights[e]), sum);
         }
       }
     }

@@ -48,8 +48,8 @@ void deform_conv_backward_cuda(const DeformConvParams& params, cudaStream_t stre
 
 // All output pixels at once, on tensor cores (sm_80): columns exist in shared memory alone.
 struct DeformConvProductParams {
-  // Of type f16 or bf16 and 1 group, an image of less than 2^31 elements, a multiple of 32 channels
-  // per group of offsets; no columns, image, first.
+  // Of type f32 (multiplied as TF32), f16 or bf16 and 1 group, an image of less than 2^31 elements,
+  // a multiple of 32 channels per group of offsets; no columns, image, first.
   DeformConvParams sampling;
   View<2> weights;  // [D, taps * C], dense; like the input aligned to 16 bytes
   View<1> bias;     // [D]; data null: none

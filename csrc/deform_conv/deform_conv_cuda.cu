@@ -1,9 +1,9 @@
 // Deformable convolution on CUDA.
 //
 // Columns: a warp owns one sample (a tap of an output pixel and a group of offsets), its lanes own
-// vectors of channels. In half precision the forward pass needs no columns in memory: a block makes
-// those of 128 pixels and 32 channels of a tap in shared memory, while tensor cores multiply the
-// ones before.
+// vectors of channels. In half precision and TF32 the forward pass needs no columns in memory: a
+// block makes those of 128 pixels and 64 bytes of a tap's channels in shared memory, while tensor
+// cores multiply the ones before.
 #include <type_traits>
 
 #include "core/cuda.cuh"
@@ -226,13 +226,16 @@ void backward(const DeformConvParams& p, cudaStream_t stream) {
 // ---- Product on tensor cores -------------------------------------------------------------------
 
 constexpr int kTilePixels = 128;
-constexpr int kStepChannels = 32;        // columns per step; a tap's channels are a multiple
-constexpr int kRow = kStepChannels + 8;  // rows in shared memory: no two of 8 share a bank
-constexpr int kWarpPixels = 64;          // warps: 2 along pixels, 4 along outputs
-constexpr int kThreadChannels = 16;      // two threads per pixel make its columns of a step
-static_assert(kThreadChannels * kThreads == kStepChannels * kTilePixels, "threads share a step");
+constexpr int kWarpPixels = 64;  // warps: 2 along pixels, 4 along outputs
+template <class T>
+constexpr int kStepChannels = 64 / sizeof(T);  // columns per step; a tap's channels are a multiple
+template <class T>
+constexpr int kRow = 80 / sizeof(T);  // rows in shared memory: no two of 8 share a bank
+template <class T>
+constexpr int kVector = 16 / sizeof(T);
+static_assert(kTilePixels * 2 == kThreads, "two threads per pixel make its columns of a step");
 
-// Makes a pixel's columns, kThreadChannels at a time; loads are apart from arithmetic so that
+// Makes a pixel's columns, two vectors at a time; loads are apart from arithmetic so that
 // products run between the two.
 template <class T>
 struct ColumnMaker {
@@ -240,7 +243,7 @@ struct ColumnMaker {
   int cell;             // north-west cell, from the image's first element
   unsigned inside = 0;  // bit k: cell k is inside the map; the others count as 0
   float weight[4];
-  Vec<T, 8> cells[4][2];
+  Vec<T, kVector<T>> cells[4][2];
 
   // Goes to a tap and a group of offsets.
   __device__ void move(const DeformConvParams& p, int offset_group, int tap, OutputPixel pixel) {
@@ -263,8 +266,8 @@ struct ColumnMaker {
       const T* source = image + (cell + k / 2 * row + k % 2 * column + channel);
 #pragma unroll
       for (int v = 0; v < 2; ++v) {
-        cells[k][v] = Vec<T, 8>{};
-        if (inside >> k & 1) cells[k][v] = Vec<T, 8>::load(source + 8 * v);
+        cells[k][v] = Vec<T, kVector<T>>{};
+        if (inside >> k & 1) cells[k][v] = Vec<T, kVector<T>>::load(source + kVector<T> * v);
       }
     }
   }
@@ -272,9 +275,9 @@ struct ColumnMaker {
   __device__ void store(T* row) const {
 #pragma unroll
     for (int v = 0; v < 2; ++v) {
-      Vec<T, 8> column;
+      Vec<T, kVector<T>> column;
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
+      for (int e = 0; e < kVector<T>; ++e) {
         float sum = 0;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -282,7 +285,7 @@ struct ColumnMaker {
         }
         column[e] = static_cast<T>(sum);
       }
-      column.store(row + 8 * v);
+      column.store(row + kVector<T> * v);
     }
   }
 };
@@ -299,18 +302,24 @@ struct WarpProduct {
 
   __device__ void add(const T* left, const T* right) {
 #pragma unroll
-    for (int k = 0; k < kStepChannels; k += 16) {
+    for (int k = 0; k < kStepChannels<T>; k += 2 * kHalfRow<T>) {
       unsigned a[kRows][4];
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) load_left(a[i], left + 16 * i * kRow + k, kRow);
+      for (int i = 0; i < kRows; ++i) {
+        load_left(a[i], left + 16 * i * kRow<T> + k, kRow<T>);
+#pragma unroll
+        for (unsigned& word : a[i]) word = rounded_word<T>(word);
+      }
 #pragma unroll
       for (int j = 0; j < kColumns; j += 2) {
         unsigned b[2][2];
-        load_right(b, right + 8 * j * kRow + k, kRow);
+        load_right(b, right + 8 * j * kRow<T> + k, kRow<T>);
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) {
-          multiply_tiles<T>(sums[i][j], a[i], b[0]);
-          multiply_tiles<T>(sums[i][j + 1], a[i], b[1]);
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (unsigned& word : b[half]) word = rounded_word<T>(word);
+#pragma unroll
+          for (int i = 0; i < kRows; ++i) multiply_tiles<T>(sums[i][j + half], a[i], b[half]);
         }
       }
     }
@@ -350,20 +359,20 @@ struct WarpProduct {
 };
 
 template <int kTileOutputs>
-constexpr size_t kProductShared = 2 * (kTilePixels + kTileOutputs) * kRow * 2;
+constexpr size_t kProductShared = 2 * (kTilePixels + kTileOutputs) * 80;
 
 template <class T, int kTileOutputs>
 __device__ void multiply_columns(const ProductKernelParams& q) {
   constexpr int kWarpOutputs = kTileOutputs / 4;
   const DeformConvParams& p = q.sampling;
-  T* left = dynamic_shared<T>();             // [2][kTilePixels][kRow]
-  T* right = left + 2 * kTilePixels * kRow;  // [2][kTileOutputs][kRow]
+  T* left = dynamic_shared<T>();                // [2][kTilePixels][kRow<T>]
+  T* right = left + 2 * kTilePixels * kRow<T>;  // [2][kTileOutputs][kRow<T>]
   const int64_t pixels = q.output.size[2] * q.output.size[3];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTilePixels;
   const int first_output = blockIdx.y * kTileOutputs;
   const int channels = static_cast<int>(p.input.size[1]);
   const int offset_channels = channels / static_cast<int>(p.offset_groups);
-  const int row = thread_rank() / 2, column = thread_rank() % 2 * kThreadChannels;
+  const int row = thread_rank() / 2, column = thread_rank() % 2 * 2 * kVector<T>;
   // Threads beyond the last pixel make its columns again; nobody stores their products.
   const int64_t last = q.output.size[0] * pixels - 1;
   const int64_t own = first + row < last ? first + row : last;
@@ -371,35 +380,36 @@ __device__ void multiply_columns(const ProductKernelParams& q) {
   maker.image = p.input.at<const T>(own / pixels, column);
   // Starts loading what step `step` multiplies.
   const auto start = [&](int step) {
-    const int position = step * kStepChannels, c = position % channels;
+    const int position = step * kStepChannels<T>, c = position % channels;
     if (c % offset_channels == 0) {
       const OutputPixel pixel = output_pixel(p, own / pixels, own % pixels);
       maker.move(p, c / offset_channels, position / channels, pixel);
     }
     maker.load(p, c);
-    T* target = right + step % 2 * kTileOutputs * kRow;
+    T* target = right + step % 2 * kTileOutputs * kRow<T>;
 #pragma unroll 1
-    for (int i = thread_rank(); i < kTileOutputs * kStepChannels / 8; i += kThreads) {
-      const int n = i / (kStepChannels / 8), k = i % (kStepChannels / 8) * 8;
+    for (int i = thread_rank(); i < kTileOutputs * kStepChannels<T> / kVector<T>; i += kThreads) {
+      const int n = i / (kStepChannels<T> / kVector<T>),
+                k = i % (kStepChannels<T> / kVector<T>)*kVector<T>;
       const bool exists = first_output + n < q.weights.size[0];
       const T* source = q.weights.at<const T>(exists ? first_output + n : 0, position + k);
-      copy_async(target + n * kRow + k, source, exists);
+      copy_async(target + n * kRow<T> + k, source, exists);
     }
   };
   const auto finish = [&](int step) {
-    maker.store(left + (step % 2 * kTilePixels + row) * kRow + column);
+    maker.store(left + (step % 2 * kTilePixels + row) * kRow<T> + column);
     wait_for_copies();
   };
   WarpProduct<T, kWarpOutputs> product;
   const int warp_pixel = warp_id() % 2 * kWarpPixels, warp_output = warp_id() / 2 * kWarpOutputs;
-  const int steps = static_cast<int>(q.weights.size[1]) / kStepChannels;
+  const int steps = static_cast<int>(q.weights.size[1]) / kStepChannels<T>;
   start(0);
   finish(0);
   __syncthreads();
   for (int step = 0; step < steps; ++step) {
     if (step + 1 < steps) start(step + 1);
-    product.add(left + (step % 2 * kTilePixels + warp_pixel) * kRow,
-                right + (step % 2 * kTileOutputs + warp_output) * kRow);
+    product.add(left + (step % 2 * kTilePixels + warp_pixel) * kRow<T>,
+                right + (step % 2 * kTileOutputs + warp_output) * kRow<T>);
     if (step + 1 < steps) finish(step + 1);
     __syncthreads();
   }
@@ -445,16 +455,18 @@ void deform_conv_backward_cuda(const DeformConvParams& params, cudaStream_t stre
 void deform_conv_product_cuda(const DeformConvProductParams& params, cudaStream_t stream) {
   const DeformConvParams& p = params.sampling;
   const int64_t offset_channels = p.input.size[1] / p.offset_groups;
-  FASTSEG_CHECK(offset_channels % kStepChannels == 0, "input must have a multiple of ",
-                kStepChannels, " channels per group of offsets, got ", offset_channels);
-  FASTSEG_CHECK(
-      aligned_to(p.input, 8) && reinterpret_cast<uintptr_t>(params.weights.data) % 16 == 0,
-      "input and weights must be aligned to 16 bytes");
+  FASTSEG_CHECK(offset_channels % 32 == 0,
+                "input must have a multiple of 32 channels per group of offsets, got ",
+                offset_channels);
+  FASTSEG_CHECK(aligned_to(p.input, 16 / bytes_of(p.input.dtype)) &&
+                    reinterpret_cast<uintptr_t>(params.weights.data) % 16 == 0,
+                "input and weights must be aligned to 16 bytes");
   FASTSEG_CHECK(p.input.stride[2] * p.input.size[2] < int64_t{1} << 31,
                 "input must have less than 2^31 elements per image");
-  if (p.input.dtype == DType::f16) return product<half_t>(params, stream);
-  FASTSEG_CHECK(p.input.dtype == DType::bf16, "input must be float16 or bfloat16, got ",
+  FASTSEG_CHECK(p.input.dtype != DType::f64, "input must be float32, float16 or bfloat16, got ",
                 name_of(p.input.dtype));
+  if (p.input.dtype == DType::f32) return product<float>(params, stream);
+  if (p.input.dtype == DType::f16) return product<half_t>(params, stream);
   product<bfloat16_t>(params, stream);
 }
 

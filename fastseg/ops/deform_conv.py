@@ -163,6 +163,14 @@ def _memory_format(input: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def _allows_tf32() -> bool:
+    matmul = torch.backends.cuda.matmul
+    # torch before 2.9 has the older switch alone.
+    return (
+        matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    )
+
+
 class _Tiles:
     """A call's tensors as the kernels take them, and the tiles of pixels that it goes through."""
 
@@ -200,7 +208,7 @@ class _Tiles:
         """Whether `_C.deform_conv_product` takes these tensors, on this GPU."""
         return (
             self.on_device
-            and self.dtype in (torch.float16, torch.bfloat16)
+            and (self.dtype.itemsize == 2 or (self.dtype == torch.float32 and _allows_tf32()))
             and self.groups == 1
             and self.input.shape[1] // self.offset_groups % 32 == 0
             and self.input.shape[1:].numel() < 2**31
