@@ -20,6 +20,7 @@ void bind_ms_deform_attn(py::module_& module);
 void bind_nms(py::module_& module);
 void bind_pack_masks(py::module_& module);
 void bind_paste_masks(py::module_& module);
+void bind_point_sample(py::module_& module);
 void bind_resize_masks(py::module_& module);
 void bind_rle(py::module_& module);
 void bind_rle_iou(py::module_& module);
@@ -81,6 +82,7 @@ PYBIND11_MODULE(_C, module) {
   fastseg::bind_nms(module);
   fastseg::bind_pack_masks(module);
   fastseg::bind_paste_masks(module);
+  fastseg::bind_point_sample(module);
   fastseg::bind_resize_masks(module);
   fastseg::bind_rle(module);
   fastseg::bind_rle_iou(module);

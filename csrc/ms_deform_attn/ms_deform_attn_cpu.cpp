@@ -62,10 +62,10 @@ class Samples {
     const int64_t size = pairs * per_pair_;
     for (int64_t i = 0; i < size; ++i) {
       const Sample<Acc> sample = locate(x[i], y[i], width[i], height[i], start[i]);
-      row0[i] = sample.row[0];
-      row1[i] = sample.row[1];
-      row2[i] = sample.row[2];
-      row3[i] = sample.row[3];
+      row0[i] = sample.cell[0];
+      row1[i] = sample.cell[1];
+      row2[i] = sample.cell[2];
+      row3[i] = sample.cell[3];
       x[i] = sample.x;
       y[i] = sample.y;
     }

@@ -66,9 +66,9 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(MsDeformAttnParams p,
         if (!level.fits) sum[0] = Acc(NAN);
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
-          if (!level.fits || sample.row[corner] < 0) continue;
+          if (!level.fits || sample.cell[corner] < 0) continue;
           const Acc part = share * corner_weight(sample.x, sample.y, corner);
-          const auto cell = Vec<T, kVector>::load(value + sample.row[corner] * p.value.stride[1]);
+          const auto cell = Vec<T, kVector>::load(value + sample.cell[corner] * p.value.stride[1]);
 #pragma unroll
           for (int i = 0; i < kVector; ++i) {
             sum[i] = multiply_add(part, static_cast<Acc>(cell[i]), sum[i]);
@@ -139,8 +139,8 @@ __global__ void __launch_bounds__(kThreads)
               Vec<T, kVector>::load(p.output.at<const T>(place.b, place.q, place.m, c));
 #pragma unroll
           for (int corner = 0; corner < 4; ++corner) {
-            if (!level.fits || sample.row[corner] < 0) continue;
-            const int64_t row = sample.row[corner];
+            if (!level.fits || sample.cell[corner] < 0) continue;
+            const int64_t row = sample.cell[corner];
             const auto cell = Vec<T, kVector>::load(p.value.at<const T>(place.b, row, place.m, c));
             const Acc part = corner_weight(sample.x, sample.y, corner);
             Acc dot = 0, terms[kVector];

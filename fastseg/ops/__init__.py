@@ -8,6 +8,7 @@ from fastseg.ops.ms_deform_attn import ms_deform_attn
 from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pack_masks import PackedMasks, pack_masks, unpack_masks
 from fastseg.ops.paste_masks import paste_masks
+from fastseg.ops.point_sample import point_sample, sample_uncertain_points
 from fastseg.ops.resize_masks import resize_masks
 from fastseg.ops.rle import PaddedRles, rle_decode, rle_encode, rle_encode_padded
 from fastseg.ops.roi_align import multi_scale_roi_align, roi_align
@@ -27,11 +28,13 @@ __all__ = [
     "nms",
     "pack_masks",
     "paste_masks",
+    "point_sample",
     "resize_masks",
     "rle_decode",
     "rle_encode",
     "rle_encode_padded",
     "roi_align",
+    "sample_uncertain_points",
     "soft_mask_nms",
     "unpack_masks",
 ]

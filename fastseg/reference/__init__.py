@@ -9,6 +9,7 @@ from fastseg.reference.ms_deform_attn import ms_deform_attn
 from fastseg.reference.nms import batched_nms, nms
 from fastseg.reference.pack_masks import pack_masks, unpack_masks
 from fastseg.reference.paste_masks import paste_masks
+from fastseg.reference.point_sample import point_sample
 from fastseg.reference.resize_masks import resize_masks
 from fastseg.reference.rle import rle_decode, rle_encode
 from fastseg.reference.roi_align import multi_scale_roi_align, roi_align
@@ -27,6 +28,7 @@ __all__ = [
     "nms",
     "pack_masks",
     "paste_masks",
+    "point_sample",
     "resize_masks",
     "rle_decode",
     "rle_encode",

@@ -1,0 +1,65 @@
+// Where a bilinear sample of a map with zeros around it lies: the arithmetic that CPU and CUDA
+// share.
+#pragma once
+
+#include <cmath>
+
+#include "core/types.h"
+
+namespace fastseg {
+
+// Between which cells a sample lies: columns x0 and x0 + 1, rows y0 and y0 + 1.
+template <class Acc>
+struct Position {
+  int x0, y0;
+  Acc x, y;   // from those cells on, 0 to 1
+  bool near;  // false: all four cells are outside the map
+};
+
+// The position of (x, y), in units of the map's sides. Pixel centres lie at half integers; a sample
+// a cell or more outside the map is not near it, nor is one at NaN: then the position is (-1, -1).
+template <class Acc>
+FASTSEG_HD Position<Acc> position(Acc x, Acc y, int width, int height) {
+  x = x * static_cast<Acc>(width) - Acc(0.5);
+  y = y * static_cast<Acc>(height) - Acc(0.5);
+  // & and not &&: without branches compilers vectorise loops over this.
+  const bool near = (x > Acc(-1)) & (x < static_cast<Acc>(width)) & (y > Acc(-1)) &
+                    (y < static_cast<Acc>(height));
+  x = near ? x : Acc(-1);
+  y = near ? y : Acc(-1);
+  const Acc column = std::floor(x), line = std::floor(y);
+  return {static_cast<int>(column), static_cast<int>(line), x - column, y - line, near};
+}
+
+// The four cells around a sample, north-west first, then north-east, south-west, south-east.
+template <class Acc>
+struct Sample {
+  int cell[4];  // offsets; -1: outside the map, counts as 0
+  Acc x, y;     // position between the cells, 0 to 1
+};
+
+// The sample at (x, y) of a map whose first cell is at `start`.
+template <class Acc>
+FASTSEG_HD Sample<Acc> locate(Acc x, Acc y, int width, int height, int start, int row_stride,
+                              int column_stride) {
+  const Position<Acc> at = position(x, y, width, height);
+  const int north_west = start + at.y0 * row_stride + at.x0 * column_stride;
+  const bool west = at.near && at.x0 >= 0, east = at.near && at.x0 + 1 < width;
+  const bool north = at.y0 >= 0, south = at.y0 + 1 < height;
+  Sample<Acc> sample;
+  sample.cell[0] = north && west ? north_west : -1;
+  sample.cell[1] = north && east ? north_west + column_stride : -1;
+  sample.cell[2] = south && west ? north_west + row_stride : -1;
+  sample.cell[3] = south && east ? north_west + row_stride + column_stride : -1;
+  sample.x = at.x;
+  sample.y = at.y;
+  return sample;
+}
+
+// Weight of corner c of the four.
+template <class Acc>
+FASTSEG_HD Acc corner_weight(Acc x, Acc y, int c) {
+  return (c & 1 ? x : Acc(1) - x) * (c & 2 ? y : Acc(1) - y);
+}
+
+}  // namespace fastseg

@@ -1,0 +1,161 @@
+// Point sampling on CUDA: a thread locates one point and visits the channels of its chunk.
+#include "core/cuda.cuh"
+#include "core/dispatch.h"
+#include "point_sample/point_sample_math.h"
+
+namespace fastseg {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kChannelsPerThread = 16;
+
+// The point of a thread and the channels it visits.
+struct Place {
+  int64_t n, point, first, end;
+  bool exists;
+};
+
+// Points of one batch entry and chunk lie next to each other.
+__device__ Place find_place(int64_t batch, int64_t channels, int64_t points, int64_t per_thread) {
+  const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t chunks = ceil_div(channels, per_thread);
+  const int64_t group = thread / points, first = group % chunks * per_thread;
+  const int64_t end = first + per_thread;
+  return {group / chunks, thread % points, first, end < channels ? end : channels,
+          thread < batch * chunks * points};
+}
+
+dim3 grid_of(const View<3>& output, int64_t per_thread) {
+  const int64_t threads = output.size[0] * ceil_div(output.size[1], per_thread) * output.size[2];
+  return make_grid(ceil_div<int64_t>(threads, kThreads));
+}
+
+template <class Acc>
+__device__ Sample<Acc> locate_point(const View<4>& maps, const View<3>& points, const Place& at) {
+  const Acc* point = points.at<const Acc>(at.n, at.point);
+  return locate(maps, point[0], point[points.stride[2]]);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) forward_kernel(PointSampleParams p) {
+  using Acc = accumulate_t<T>;
+  const Place at =
+      find_place(p.output.size[0], p.output.size[1], p.output.size[2], kChannelsPerThread);
+  if (!at.exists) return;
+  const Sample<Acc> sample = locate_point<Acc>(p.input, p.points, at);
+  for (int64_t c = at.first; c < at.end; ++c) {
+    const T* map = p.input.at<const T>(at.n, c);
+    Acc sum = 0;
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      const Acc weight = corner_weight(sample.x, sample.y, corner);
+      if (sample.cell[corner] < 0 || weight == Acc(0)) continue;
+      sum = multiply_add(static_cast<Acc>(map[sample.cell[corner]]), weight, sum);
+    }
+    *p.output.at<T>(at.n, c, at.point) = static_cast<T>(sum);
+  }
+}
+
+// Units of the fixed-point sums: a power of two so small that no sum overflows 62 bits. A cell gets
+// at most one term of each point, none larger than the bound.
+__device__ double fixed_point_scale(const PointSampleInputGradParams& p) {
+  const double bound = *p.largest.at<const double>(0);
+  const double most = bound * static_cast<double>(p.grad_output.size[2]);
+  int exponent = 0;
+  frexp(most, &exponent);
+  return bound > 0 && most < INFINITY ? ldexp(1.0, 62 - exponent) : 1.0;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) input_grad_kernel(PointSampleInputGradParams p) {
+  using Acc = accumulate_t<T>;
+  const View<3>& grads = p.grad_output;
+  const Place at = find_place(grads.size[0], grads.size[1], grads.size[2], kChannelsPerThread);
+  if (!at.exists) return;
+  const Sample<Acc> sample = locate_point<Acc>(p.grad_input, p.points, at);
+  const bool fixed = p.fixed_point.data != nullptr;
+  const double scale = fixed ? fixed_point_scale(p) : 1.0;
+  for (int64_t c = at.first; c < at.end; ++c) {
+    const Acc grad = static_cast<Acc>(*grads.at<const T>(at.n, c, at.point));
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      const int cell = sample.cell[corner];
+      if (cell < 0) continue;
+      const Acc term = grad * corner_weight(sample.x, sample.y, corner);
+      if (fixed) {
+        const int64_t units = __double2ll_rn(static_cast<double>(term) * scale);
+        int64_t* sum = p.fixed_point.at<int64_t>(at.n, c) + cell;
+        atomicAdd(reinterpret_cast<unsigned long long*>(sum),
+                  static_cast<unsigned long long>(units));
+      } else {
+        atomicAdd(p.grad_input.at<Acc>(at.n, c) + cell, term);
+      }
+    }
+  }
+}
+
+// Sums in fixed point become the gradient of input; both are contiguous.
+template <class Acc>
+__global__ void __launch_bounds__(kThreads) convert_kernel(PointSampleInputGradParams p) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= p.grad_input.numel()) return;
+  const double sum = static_cast<double>(p.fixed_point.as<const int64_t>()[i]);
+  const bool finite = *p.largest.at<const double>(0) < INFINITY;
+  p.grad_input.as<Acc>()[i] = finite ? static_cast<Acc>(sum / fixed_point_scale(p)) : Acc(NAN);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) points_grad_kernel(PointSamplePointsGradParams p) {
+  using Acc = accumulate_t<T>;
+  const View<3>& grads = p.grad_output;
+  const Place at = find_place(grads.size[0], 1, grads.size[2], 1);
+  if (!at.exists) return;
+  const Sample<Acc> sample = locate_point<Acc>(p.input, p.points, at);
+  Acc along_x = 0, along_y = 0;
+  for (int64_t c = 0; c < grads.size[1]; ++c) {
+    const T* map = p.input.at<const T>(at.n, c);
+    Acc cells[4] = {};
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      if (sample.cell[corner] >= 0) cells[corner] = static_cast<Acc>(map[sample.cell[corner]]);
+    }
+    const Slope<Acc> slope = slope_between(cells, sample.x, sample.y);
+    const Acc grad = static_cast<Acc>(*grads.at<const T>(at.n, c, at.point));
+    along_x = multiply_add(grad, slope.x, along_x);
+    along_y = multiply_add(grad, slope.y, along_y);
+  }
+  Acc* to = p.grad_points.at<Acc>(at.n, at.point);
+  to[0] = along_x * static_cast<Acc>(p.input.size[3]);
+  to[p.grad_points.stride[2]] = along_y * static_cast<Acc>(p.input.size[2]);
+}
+
+}  // namespace
+
+void point_sample_cuda(const PointSampleParams& p, cudaStream_t stream) {
+  dispatch_floating(p.input.dtype, "input", [&](auto zero) {
+    launch("point_sample", forward_kernel<decltype(zero)>, grid_of(p.output, kChannelsPerThread),
+           kThreads, 0, stream, p);
+  });
+}
+
+void point_sample_input_grad_cuda(const PointSampleInputGradParams& p, cudaStream_t stream) {
+  dispatch_floating(p.grad_output.dtype, "grad_output", [&](auto zero) {
+    using T = decltype(zero);
+    launch("point_sample_input_grad", input_grad_kernel<T>,
+           grid_of(p.grad_output, kChannelsPerThread), kThreads, 0, stream, p);
+    if (p.fixed_point.data == nullptr) return;
+    launch("point_sample_convert", convert_kernel<accumulate_t<T>>,
+           make_grid(ceil_div<int64_t>(p.grad_input.numel(), kThreads)), kThreads, 0, stream, p);
+  });
+}
+
+void point_sample_points_grad_cuda(const PointSamplePointsGradParams& p, cudaStream_t stream) {
+  const View<3>& grads = p.grad_output;
+  dispatch_floating(p.input.dtype, "input", [&](auto zero) {
+    launch("point_sample_points_grad", points_grad_kernel<decltype(zero)>,
+           make_grid(ceil_div<int64_t>(grads.size[0] * grads.size[2], kThreads)), kThreads, 0,
+           stream, p);
+  });
+}
+
+}  // namespace fastseg
