@@ -1,5 +1,6 @@
 """Models from checkpoint files, recognised by their keys."""
 
 from fastseg.checkpoints.load import default_model, load_model
+from fastseg.checkpoints.swin import load_swin
 
-__all__ = ["default_model", "load_model"]
+__all__ = ["default_model", "load_model", "load_swin"]

@@ -41,10 +41,17 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def recognise(keys: Iterable[str]) -> str | None:
-    """The name of the format, or None for an unknown one."""
+def recognise(
+    keys: Iterable[str], formats: Iterable[tuple[str, tuple[str, ...]]] = FORMATS
+) -> str | None:
+    """The name of the format, or None for an unknown one.
+
+    Args:
+        keys: names of tensors.
+        formats: names of formats and beginnings of keys, the first that matches counts.
+    """
     keys = tuple(keys)
-    for name, beginnings in FORMATS:
+    for name, beginnings in formats:
         if all(any(key.startswith(beginning) for key in keys) for beginning in beginnings):
             return name
     return None

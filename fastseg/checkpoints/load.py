@@ -25,6 +25,7 @@ from fastseg.checkpoints import (
 )
 from fastseg.checkpoints.coco_classes import COCO_CATEGORY_NAMES, COCO_CLASS_NAMES
 from fastseg.checkpoints.files import config_of, read_file, tensors_of
+from fastseg.checkpoints.fill import fill
 from fastseg.checkpoints.formats import (
     ADELAIDET_SOLOV2,
     FASTSEG_SOLO,
@@ -292,29 +293,3 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def fill(model: MaskRCNN | SOLO, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Makes the tensors of a state dict the model's; names and shapes must be the model's."""
-    own = model.state_dict()
-    problems = []
-    if unknown := sorted(set(state_dict) - set(own)):
-        problems.append(f"unknown keys: {listing(unknown)}")
-    if missing := sorted(set(own) - set(state_dict)):
-        problems.append(f"missing keys: {listing(missing)}")
-    wrong = [
-        f"{key} is {list(state_dict[key].shape)} instead of {list(own[key].shape)}"
-        for key in own
-        if key in state_dict and state_dict[key].shape != own[key].shape
-    ]
-    if wrong:
-        problems.append(f"wrong shapes: {listing(wrong)}")
-    if problems:
-        raise ValueError(f"{source} does not fit {type(model).__name__}; " + "; ".join(problems))
-    model.load_state_dict(dict(state_dict), assign=True)
-
-
-def listing(names: list[str], limit: int = 30) -> str:
-    """Names separated by commas; the count of those beyond the limit."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
