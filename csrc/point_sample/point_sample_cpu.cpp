@@ -49,8 +49,8 @@ FASTSEG_HD Acc read_cell(const T* map, int cell) {
   return cell < 0 ? Acc(0) : value;
 }
 
-// As Block, for reading alone: each row's two cells lie next to each other in the map, so that they
-// move together; a cell outside it has weight 0.
+// As Block, where cells need not be told from those outside: each row's two cells lie next to each
+// other in the map, so that they move together, and a cell outside it has weight 0.
 template <class Acc>
 struct Taps {
   int north[kBlock], south[kBlock];  // offsets of each row's western cell
@@ -157,31 +157,47 @@ void forward(const PointSampleParams& p) {
              });
 }
 
+// Adds the points' shares of `grad`, `grad_step` apart, to the cells of `sums`, which lie without
+// gaps. Shares are computed in lanes, then added one by one.
+template <class T, class Acc>
+void spread(const Taps<Acc>& taps, const T* grad, int64_t grad_step, int64_t to_east, int count,
+            Acc* sums) {
+  Acc value[kBlock], north[2 * kBlock], south[2 * kBlock];
+  for (int i = 0; i < count; ++i) value[i] = static_cast<Acc>(grad[i * grad_step]);
+  for (int i = 0; i < count; ++i) {
+    const Acc west = taps.west_weight[i], east = taps.east_weight[i];
+    north[2 * i] = add_weighted(value[i], west * taps.north_weight[i], Acc(0));
+    north[2 * i + 1] = add_weighted(value[i], east * taps.north_weight[i], Acc(0));
+    south[2 * i] = add_weighted(value[i], west * taps.south_weight[i], Acc(0));
+    south[2 * i + 1] = add_weighted(value[i], east * taps.south_weight[i], Acc(0));
+  }
+  for (int i = 0; i < count; ++i) {
+    Acc *upper = sums + taps.north[i], *lower = sums + taps.south[i];
+    upper[0] += north[2 * i];
+    upper[to_east] += north[2 * i + 1];
+    lower[0] += south[2 * i];
+    lower[to_east] += south[2 * i + 1];
+  }
+}
+
 template <class T>
 void input_grad(const PointSampleInputGradParams& p) {
   using Acc = accumulate_t<T>;
   const int64_t channels = p.grad_output.size[1], points = p.grad_output.size[2];
-  const int64_t step = p.grad_output.stride[2];
+  const int64_t to_east = p.grad_input.size[3] == 1 ? 0 : 1;
+  if (p.grad_input.numel() == 0) return;
   // Channels of a task share the located points; a task is one batch entry where there are enough.
   const int64_t share = p.grad_output.size[0] >= max_threads() ? channels : 1;
-  const int64_t tasks = share == 0 ? 0 : p.grad_output.size[0] * (channels / share);
-  parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
-    Block<Acc> block;
+  parallel_for(p.grad_output.size[0] * channels / share, 1, [&](int64_t begin, int64_t end) {
+    Taps<Acc> taps;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task * share / channels, c0 = task * share % channels;
       for (int64_t first = 0; first < points; first += kBlock) {
         const int count = static_cast<int>(std::min<int64_t>(kBlock, points - first));
-        block.read(p.grad_input, p.points, n, first, count);
+        taps.read(p.grad_input, p.points, n, first, count);
         for (int64_t c = c0; c < c0 + share; ++c) {
-          const T* grad = p.grad_output.at<const T>(n, c, first);
-          Acc* sums = p.grad_input.at<Acc>(n, c);
-          for (int i = 0; i < count; ++i) {
-            const Acc value = static_cast<Acc>(grad[i * step]);
-            for (int corner = 0; corner < 4; ++corner) {
-              const int cell = block.cell[corner][i];
-              if (cell >= 0) sums[cell] += value * corner_weight(block.x[i], block.y[i], corner);
-            }
-          }
+          spread(taps, p.grad_output.at<const T>(n, c, first), p.grad_output.stride[2], to_east,
+                 count, p.grad_input.at<Acc>(n, c));
         }
       }
     }
