@@ -36,9 +36,17 @@ def _case(setting: Setting, batch: int, shapes: list[tuple[int, int]], direction
             "transformers' way": _provider(_grid_sample, inputs, shapes, direction),
         },
         bytes_moved=read + written if direction == "forward" else 2 * (read + written),
-        agreement=relative_norm(1e-4 if setting.dtype == torch.float32 else 0.05),
+        agreement=relative_norm(_tolerance(setting, direction)),
         needs_grad=direction == "backward",
     )
+
+
+def _tolerance(setting: Setting, direction: str) -> float:
+    """The gradient of a location jumps where samples pass a cell's centre, and the peer rounds
+    locations once more: some of two million fall on the other side."""
+    if setting.dtype != torch.float32:
+        return 0.05
+    return 1e-4 if direction == "forward" else 1e-3
 
 
 def _inputs(setting: Setting, batch: int, shapes: list[tuple[int, int]]) -> list[Tensor]:
