@@ -1,5 +1,5 @@
-// Multi-scale deformable attention on the CPU. Samples are located for a whole block of points at
-// once, points in the vector lanes; then each point's four cells are summed, channels in the lanes.
+// Multi-scale deformable attention on the CPU. The samples of a whole block of points are located
+// first; then each point's four cells are summed, channels in the vector lanes.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -16,7 +16,7 @@ namespace FASTSEG_ISA {
 namespace {
 
 constexpr int kQueriesPerTask = 64;
-constexpr int kQueriesPerBlock = 8;  // backward: located together, to fill the lanes
+constexpr int kQueriesPerBlock = 8;  // backward: located together
 
 // The samples of some pairs of query and head, all levels and points of each.
 template <class Acc>
