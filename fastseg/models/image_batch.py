@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,18 @@ class ImageBatch:
     pixels: Tensor
     sizes: Tensor
     original_sizes: list[tuple[int, int]]
+
+    def padded_rows(
+        self, counts: Tensor
+    ) -> Iterator[tuple[tuple[int, slice], list[int], tuple[int, int]]]:
+        """For each image the index of its rows in padded results, its size and original size.
+
+        Args:
+            counts: int64 [B], rows in use per image; read back from the device.
+        """
+        numbers = zip(counts.tolist(), self.sizes.tolist(), self.original_sizes, strict=True)
+        for image, (count, size, original) in enumerate(numbers):
+            yield (image, slice(count)), size, original
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -171,17 +171,10 @@ class MaskRCNN(nn.Module):
             batch: from ``preprocess``.
         """
         results = []
-        for i, (count, size, original) in enumerate(
-            zip(
-                detections.counts.tolist(),
-                batch.sizes.tolist(),
-                batch.original_sizes,
-                strict=True,
-            )
-        ):
-            boxes = resize_boxes(detections.boxes[i, :count], size, original)
+        for rows, size, original in batch.padded_rows(detections.counts):
+            boxes = resize_boxes(detections.boxes[rows], size, original)
             rles = ops.paste_masks(
-                detections.masks[i, :count],
+                detections.masks[rows],
                 boxes,
                 original,
                 mode="torchvision",
@@ -191,8 +184,8 @@ class MaskRCNN(nn.Module):
             results.append(
                 Instances(
                     boxes=boxes,
-                    scores=detections.scores[i, :count],
-                    labels=detections.labels[i, :count],
+                    scores=detections.scores[rows],
+                    labels=detections.labels[rows],
                     rles=rles,
                     image_size=original,
                     class_names=self.class_names,

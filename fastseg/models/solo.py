@@ -188,28 +188,21 @@ class SOLO(nn.Module):
             batch: from ``preprocess``.
         """
         results = []
-        for i, (count, size, original) in enumerate(
-            zip(
-                detections.counts.tolist(),
-                batch.sizes.tolist(),
-                batch.original_sizes,
-                strict=True,
-            )
-        ):
-            masks = detections.masks[i, :count]
+        for rows, size, original in batch.padded_rows(detections.counts):
+            masks = detections.masks[rows]
             rles = ops.resize_masks(
                 masks,
                 original,
                 threshold=self.selection.mask_thr,
                 via=(MASK_STRIDE * masks.shape[1], MASK_STRIDE * masks.shape[2]),
-                crop=tuple(size),
+                crop=(size[0], size[1]),
             )
-            scores = detections.scores[i, :count]
+            scores = detections.scores[rows]
             results.append(
                 Instances(
                     boxes=boxes_around(rles).to(scores.device),
                     scores=scores,
-                    labels=detections.labels[i, :count],
+                    labels=detections.labels[rows],
                     rles=rles,
                     image_size=original,
                     class_names=self.class_names,
