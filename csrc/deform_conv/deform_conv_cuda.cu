@@ -6,6 +6,7 @@
 // cores multiply the ones before.
 #include <type_traits>
 
+#include "core/atomic_sums.cuh"
 #include "core/cuda.cuh"
 #include "core/dispatch.h"
 #include "core/mma.cuh"
@@ -115,31 +116,17 @@ struct AddFloats {
   template <class Acc, int kVec>
   __device__ void operator()(const DeformConvParams& p, int64_t cell,
                              const Acc (&values)[kVec]) const {
-    Acc* sums = p.grad_input.as<Acc>() + cell;
-    if constexpr (std::is_same_v<Acc, float> && kVec % 4 == 0) {
-#pragma unroll
-      for (int e = 0; e < kVec; e += 4) atomic_add_vector(sums + e, values + e);
-    } else {
-#pragma unroll
-      for (int e = 0; e < kVec; ++e) atomicAdd(sums + e, values[e]);
-    }
+    atomic_add(p.grad_input.as<Acc>() + cell, values);
   }
 };
 
-// Adds multiples of a unit as integers: the same result in any order. Values that are not finite
-// are left out; they make the unit's bound NaN, or the offset's gradient.
+// Where values are not finite, so is the unit's bound, or the offset's gradient.
 struct AddFixedPoint {
   template <class Acc, int kVec>
   __device__ void operator()(const DeformConvParams& p, int64_t cell,
                              const Acc (&values)[kVec]) const {
     const double units = static_cast<double>(*static_cast<const Acc*>(p.units));
-    auto* sums = p.grad_input.as<unsigned long long>() + cell;
-#pragma unroll
-    for (int e = 0; e < kVec; ++e) {
-      const double value = static_cast<double>(values[e]) * units;
-      if (!(fabs(value) < 0x1p62)) continue;
-      atomicAdd(sums + e, static_cast<unsigned long long>(static_cast<long long>(rint(value))));
-    }
+    atomic_add_fixed_point(p.grad_input.as<int64_t>() + cell, values, units);
   }
 };
 
