@@ -9,15 +9,25 @@ if TYPE_CHECKING:
     from fastseg.checkpoints import default_model, load_model
     from fastseg.instances import Instances
     from fastseg.predictor import Predictor
+    from fastseg.segmentation import PanopticSegmentation, SemanticSegmentation
 
 __version__ = "0.1.0"
 
-__all__ = ["Instances", "Predictor", "default_model", "load_model"]
+__all__ = [
+    "Instances",
+    "PanopticSegmentation",
+    "Predictor",
+    "SemanticSegmentation",
+    "default_model",
+    "load_model",
+]
 
 # Imported on first use: `import fastseg` is instant, and fastseg.mask works without torch.
 _HOMES = {
     "Instances": "fastseg.instances",
+    "PanopticSegmentation": "fastseg.segmentation",
     "Predictor": "fastseg.predictor",
+    "SemanticSegmentation": "fastseg.segmentation",
     "default_model": "fastseg.checkpoints",
     "load_model": "fastseg.checkpoints",
 }
