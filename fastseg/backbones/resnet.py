@@ -121,6 +121,8 @@ class ResNet(nn.Module):
         block: ``BasicBlock`` or ``Bottleneck``.
         depths: number of blocks per stage.
         width: channels after the stem.
+        planes: of the blocks of the first stage, twice as many in each further stage; as many as
+            the stem has by default.
         groups: cardinality of ResNeXt; this and the following for bottlenecks only.
         width_per_group: see ``Bottleneck``.
         stride_in_1x1: see ``Bottleneck``.
@@ -134,6 +136,7 @@ class ResNet(nn.Module):
         block: type[BasicBlock] | type[Bottleneck],
         depths: Sequence[int],
         width: int = 64,
+        planes: int | None = None,
         groups: int = 1,
         width_per_group: int = 64,
         stride_in_1x1: bool = False,
@@ -160,16 +163,16 @@ class ResNet(nn.Module):
         self.out_channels: list[int] = []
         in_channels = width
         for stage, depth in enumerate(depths):
-            planes = width * 2**stage
+            stage_planes = (planes or width) * 2**stage
             blocks = nn.Sequential()
             if block is Bottleneck:
                 options["conv_layer"] = conv_layers[stage]
             for i in range(depth):
                 stride = 2 if i == 0 and stage > 0 else 1
                 blocks.append(
-                    block(in_channels=in_channels, planes=planes, stride=stride, **options)
+                    block(in_channels=in_channels, planes=stage_planes, stride=stride, **options)
                 )
-                in_channels = planes * block.expansion
+                in_channels = stage_planes * block.expansion
             self.add_module(f"layer{stage + 1}", blocks)
             self.out_channels.append(in_channels)
 

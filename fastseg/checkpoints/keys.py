@@ -103,11 +103,13 @@ def resnet(keys: Keys, prefix: str, *, stride_in_1x1: bool = False) -> ResNet:
     width = keys.size(f"{prefix}.conv1.weight", 0, default=64)
     group_width = keys.size(f"{prefix}.layer1.0.conv2.weight", 1, default=width)
     stage_width = keys.size(f"{prefix}.layer1.0.conv2.weight", 0, default=width)
+    planes = stage_width
     options: dict[str, Any] = {}
     if bottleneck:
+        planes = keys.size(f"{prefix}.layer1.0.conv3.weight", 0, default=4 * width) // 4
         options = {
             "groups": stage_width // group_width,
-            "width_per_group": group_width * 64 // width,
+            "width_per_group": group_width * 64 // planes,
             "stride_in_1x1": stride_in_1x1,
             "conv_layers": [
                 keys.conv_layer(f"{prefix}.layer{stage}.0.conv2") for stage in (1, 2, 3, 4)
@@ -119,6 +121,7 @@ def resnet(keys: Keys, prefix: str, *, stride_in_1x1: bool = False) -> ResNet:
             keys.count(rf"{re.escape(prefix)}\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)
         ],
         width=width,
+        planes=planes,
         norm_layer=keys.norm_layer(f"{prefix}.bn1") or partial(FrozenBatchNorm2d),
         **options,
     )

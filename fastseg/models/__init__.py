@@ -1,7 +1,16 @@
 """Complete models, one file each."""
 
+from fastseg.layers.mask_classification import MaskPredictions
 from fastseg.layers.mask_selection import MaskDetections
 from fastseg.layers.roi_heads import Detections
+from fastseg.models.build_mask2former import (
+    mask2former_resnet50,
+    mask2former_resnet101,
+    mask2former_swin_b,
+    mask2former_swin_l,
+    mask2former_swin_s,
+    mask2former_swin_t,
+)
 from fastseg.models.build_mask_rcnn import (
     mask_rcnn_resnet18_fpn,
     mask_rcnn_resnet50_fpn,
@@ -27,6 +36,7 @@ from fastseg.models.build_solo import (
     solov2_resnext101_dcn_fpn,
 )
 from fastseg.models.image_batch import ImageBatch, ImageTransform
+from fastseg.models.mask2former import Mask2Former
 from fastseg.models.mask_rcnn import MaskRCNN
 from fastseg.models.solo import SOLO
 
@@ -35,11 +45,19 @@ __all__ = [
     "Detections",
     "ImageBatch",
     "ImageTransform",
+    "Mask2Former",
     "MaskDetections",
+    "MaskPredictions",
     "MaskRCNN",
     "decoupled_solo_light_resnet50_fpn",
     "decoupled_solo_resnet50_fpn",
     "decoupled_solo_resnet101_fpn",
+    "mask2former_resnet50",
+    "mask2former_resnet101",
+    "mask2former_swin_b",
+    "mask2former_swin_l",
+    "mask2former_swin_s",
+    "mask2former_swin_t",
     "mask_rcnn_resnet18_fpn",
     "mask_rcnn_resnet50_fpn",
     "mask_rcnn_resnet50_fpn_v2",

@@ -1,0 +1,247 @@
+"""Mask2Former (Cheng et al., CVPR 2022): one network for instances, panoptic and semantic maps.
+
+An image goes through the backbone and the pixel decoder, which makes features of every pixel; the
+queries of the transformer decoder become one class and one mask each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastseg import ops
+from fastseg.instances import Instances
+from fastseg.layers.mask_classification import MaskPredictions
+from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder
+from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder
+from fastseg.models.image_batch import ImageBatch, ImageTransform
+from fastseg.models.solo import boxes_around
+from fastseg.models.thing_classes import default_thing_classes
+
+Task = Literal["instance", "panoptic", "semantic"]
+
+
+class Mask2Former(nn.Module):
+    """Mask2Former.
+
+    From ``pixels`` to ``MaskPredictions`` all shapes depend on the shape of ``pixels`` alone and
+    nothing is read back from the device, so that the model can be captured in a CUDA graph.
+
+    The parameters without default are the network; the others are the original's.
+
+    Args:
+        backbone: pixels -> features at strides 4, 8, 16 and 32.
+        pixel_decoder: these -> features for the decoder, and mask features at stride 4.
+        decoder: those -> a class and a mask for each query.
+        task: what ``postprocess`` makes unless it is told, and what the weights are trained for:
+            of panoptic ones, instances are things only.
+        min_size: images are resized so that their shorter side is this long,
+        max_size: unless their longer side would exceed this.
+        image_mean: RGB mean of pixels from 0 to 1, subtracted.
+        image_std: RGB standard deviation, divided by.
+        size_divisible: images are padded to a multiple of this.
+        top_k: pairs of query and class that become instances of an image.
+        object_mask_threshold: queries with a lower probability have no part in a panoptic map.
+        overlap_threshold: a panoptic segment of which others leave less than this share is dropped.
+        thing_classes: labels of countable classes. By default known for the class counts of COCO
+            (133), ADE20K (150) and Cityscapes (19); else all are.
+        class_names: names indexed by label.
+    """
+
+    tasks: tuple[str, ...] = ("instance", "panoptic", "semantic")
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        pixel_decoder: MSDeformAttnPixelDecoder,
+        decoder: MaskedAttentionDecoder,
+        task: Task = "instance",
+        min_size: int = 800,
+        max_size: int = 1333,
+        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
+        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        size_divisible: int = 32,
+        top_k: int = 100,
+        object_mask_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+        thing_classes: Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if class_names is not None and len(class_names) != decoder.num_classes:
+            raise ValueError(
+                f"class_names has {len(class_names)} names for {decoder.num_classes} classes"
+            )
+        if thing_classes is None:
+            thing_classes = default_thing_classes(decoder.num_classes)
+        elif not all(0 <= label < decoder.num_classes for label in thing_classes):
+            raise ValueError(
+                f"thing_classes must be from 0 to {decoder.num_classes - 1}, got "
+                f"{list(thing_classes)}"
+            )
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.thing_classes = tuple(thing_classes)
+        self.transform = ImageTransform(
+            min_size=min_size,
+            max_size=max_size,
+            image_mean=tuple(image_mean),
+            image_std=tuple(image_std),
+            size_divisible=size_divisible,
+            round_sizes=True,
+        )
+        self.backbone = backbone
+        self.pixel_decoder = pixel_decoder
+        self.decoder = decoder
+        self.task = self.known_task(task)
+        self.top_k = top_k
+        self.object_mask_threshold = object_mask_threshold
+        self.overlap_threshold = overlap_threshold
+        self.eval()
+
+    def known_task(self, task: str) -> str:
+        """The task itself; raises ValueError if it is none of ``tasks``."""
+        if task not in self.tasks:
+            raise ValueError(f"task must be one of {', '.join(self.tasks)}, got {task!r}")
+        return task
+
+    def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
+        """Normalises, resizes, pads and stacks images, on the model's device in its type.
+
+        Args:
+            images: each [3, h, w] float, RGB from 0 to 1, of any size.
+        """
+        weight = self.decoder.class_predictor.weight
+        return self.transform(images, device=weight.device, dtype=weight.dtype)
+
+    def train(self, mode: bool = True) -> Mask2Former:
+        """Sets training mode, in which batch normalisation keeps its statistics."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def features(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Pixels [B, 3, H, W] -> features for the decoder, and mask features at stride 4."""
+        stages = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        levels: tuple[list[Tensor], Tensor] = self.pixel_decoder(stages)
+        return levels
+
+    def forward(self, pixels: Tensor, sizes: Tensor) -> MaskPredictions:
+        """Classes and masks of the queries.
+
+        Args:
+            pixels: [B, 3, H, W], a batch's ``pixels``; H and W are multiples of 32.
+            sizes: int64 [B, 2], its ``sizes``; the network does not tell padding from image.
+
+        Raises:
+            RuntimeError: the model is in training mode; training needs ``predict_layers``.
+        """
+        if self.training:
+            raise RuntimeError(
+                f"{type(self).__name__} is in training mode: call model.eval() before predicting, "
+                "or model.predict_layers() for training"
+            )
+        predictions: MaskPredictions = self.decoder(*self.features(pixels))
+        return predictions
+
+    def predict_layers(self, pixels: Tensor) -> list[MaskPredictions]:
+        """The predictions of the learned queries and of every layer, the last layer's last.
+
+        For training these go to ``fastseg.losses.Mask2FormerLoss``.
+
+        Args:
+            pixels: [B, 3, H, W]; H and W are multiples of 32.
+        """
+        return self.decoder.predict_layers(*self.features(pixels))
+
+    @torch.no_grad()
+    def postprocess(
+        self, predictions: MaskPredictions, batch: ImageBatch, task: str | None = None
+    ) -> list[Instances]:
+        """Results per image at its original size.
+
+        Args:
+            predictions: of ``batch``.
+            batch: from ``preprocess``.
+            task: "instance"; the model's ``task`` by default.
+
+        Returns:
+            ``Instances``, best first.
+
+        Raises:
+            ValueError: the model has no such task.
+        """
+        task = self.task if task is None else self.known_task(task)
+        if task != "instance":
+            raise NotImplementedError(task)
+        padded = (batch.pixels.shape[2], batch.pixels.shape[3])
+        sizes = [(height, width) for height, width in batch.sizes.tolist()]
+        return [
+            self.instances(
+                predictions.class_logits[i].float(), predictions.mask_logits[i], padded, *geometry
+            )
+            for i, geometry in enumerate(zip(sizes, batch.original_sizes, strict=True))
+        ]
+
+    def instances(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        padded: tuple[int, int],
+        size: tuple[int, int],
+        original: tuple[int, int],
+    ) -> Instances:
+        """The best pairs of query and class of one image.
+
+        A query may be an instance of several classes. Scores are the class's probability times the
+        mean probability of the mask's pixels.
+
+        Args:
+            class_logits: float32 [Q, K + 1].
+            mask_logits: [Q, h, w].
+            padded: (height, width) of the batch's pixels.
+            size: of the image before it was padded.
+            original: of the image before it was resized.
+        """
+        probabilities = class_logits.softmax(1)[:, :-1]
+        scores, pairs = probabilities.flatten().topk(min(self.top_k, probabilities.numel()))
+        labels = pairs % probabilities.shape[1]
+        queries = pairs // probabilities.shape[1]
+        if self.task == "panoptic":
+            things = torch.tensor(self.thing_classes, device=labels.device)
+            kept = torch.isin(labels, things)
+            scores, labels, queries = scores[kept], labels[kept], queries[kept]
+        queries, which = queries.unique(return_inverse=True)
+        masks = mask_logits[queries]
+        rles: list[dict[str, Any]] = ops.resize_masks(masks, original, via=padded, crop=size)
+        qualities = mask_qualities(masks, padded, size, original)
+        scores, order = (scores * qualities[which]).sort(descending=True, stable=True)
+        rles = [rles[i] for i in which[order].tolist()]
+        return Instances(
+            boxes=boxes_around(rles).to(scores.device),
+            scores=scores,
+            labels=labels[order],
+            rles=rles,
+            image_size=original,
+            class_names=self.class_names,
+        )
+
+
+def mask_qualities(
+    masks: Tensor, padded: tuple[int, int], size: tuple[int, int], original: tuple[int, int]
+) -> Tensor:
+    """float32 [N]: the mean probability of each mask's pixels at the original size."""
+    qualities = masks.new_empty(len(masks), dtype=torch.float32)
+    for i, mask in enumerate(masks.float()):
+        x = F.interpolate(mask[None, None], padded, mode="bilinear", align_corners=False)
+        x = x[:, :, : size[0], : size[1]]
+        x = F.interpolate(x, original, mode="bilinear", align_corners=False)
+        inside = (x > 0).float()
+        qualities[i] = (x.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
+    return qualities
