@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,37 +15,46 @@ import safetensors
 import torch
 from torch import Tensor
 
+from fastseg.checkpoints.pickles import TORCH_FILE_OBJECTS, read_pickle
+
 # Training scripts put the state dict under one of these, beside optimiser state and arguments.
 WRAPPERS = ("model", "state_dict")
+# A file of torch.save: a zip archive, or before torch 1.6 pickles of which the first is a number.
+TORCH_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads a .safetensors or PyTorch file; which of the two is told by its first bytes.
+    """Reads a .safetensors file, a PyTorch file or a pickle of numpy arrays.
 
-    Nothing in a PyTorch file is executed: it is read with ``weights_only=True``.
+    Which of them it is its first bytes tell. Nothing in a file is executed: PyTorch's are read with
+    ``weights_only=True``, pickles by ``read_pickle``.
 
     Args:
         path: the file.
 
     Returns:
-        The state dict, and the ``config`` entry of a safetensors file's metadata, or what a
-        PyTorch file says in its place, see ``config_of``.
+        The state dict, and the ``config`` entry of a safetensors file's metadata, or what another
+        file says in its place, see ``config_of``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is neither, is damaged, or holds more than tensors.
+        ValueError: the file is none of these, is damaged, or holds more than tensors.
     """
     path = Path(path)
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:9] == b"{":
         return read_safetensors(path)
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+    if head[:4] in TORCH_BEGINNINGS:
         content = read_torch(path)
-        return tensors_of(content, str(path)), config_of(content)
-    raise ValueError(
-        f"{path} is neither a safetensors nor a PyTorch file: it begins with {head[:8]!r}"
-    )
+    elif head[:1] == b"\x80":
+        content = read_pickle(path)
+    else:
+        raise ValueError(
+            f"{path} is neither a safetensors nor a PyTorch file nor a pickle: "
+            f"it begins with {head[:8]!r}"
+        )
+    return tensors_of(content, str(path)), config_of(content)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -62,16 +71,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def read_torch(path: Path) -> Any:
     """Content of a file of ``torch.save``, without executing anything in it."""
-    # torchvision's training script stores its arguments in a Namespace, which is plain data.
-    # torch < 2.5 cannot be told so, and refuses such a file.
+    # torch < 2.5 cannot be told what else is harmless, and refuses such a file.
     safe_globals = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)
     try:
-        with safe_globals([argparse.Namespace]):
+        with safe_globals(list(TORCH_FILE_OBJECTS)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # The rest of torch's message is advice to run what is in the file.
+        found = re.search(r"WeightsUnpickler error: (.*?)(?:\. Please|$)", str(error), re.MULTILINE)
         raise ValueError(
             f"{path} cannot be read as tensors alone; save the model's state_dict() instead. "
-            f"torch.load said: {error}"
+            f"torch.load said: {found[1] if found else error}"
         ) from error
 
 

@@ -24,8 +24,9 @@ from fastseg.checkpoints import (
     torchvision_mask_rcnn,
 )
 from fastseg.checkpoints.coco_classes import COCO_CATEGORY_NAMES, COCO_CLASS_NAMES
-from fastseg.checkpoints.files import config_of, read_file, tensors_of
+from fastseg.checkpoints.files import config_of, tensors_of
 from fastseg.checkpoints.fill import fill
+from fastseg.checkpoints.folders import read_checkpoint
 from fastseg.checkpoints.formats import (
     ADELAIDET_SOLOV2,
     FASTSEG_SOLO,
@@ -93,8 +94,9 @@ def load_model(
     ``batch_norm_eps``.
 
     Args:
-        path_or_state_dict: a .safetensors or .pth file or a state dict; also one under the key
-            "model" or "state_dict".
+        path_or_state_dict: a .safetensors, .pth or .pkl file, a folder of transformers (or the
+            index of its parts), or a state dict; also one under the key "model" or "state_dict".
+            Nothing in a file is executed.
         **hyper_parameters: arguments of ``MaskRCNN`` or ``SOLO`` by their peers' names
             (``min_size``, ``box_score_thresh``, ``filter_thr``, ...), which take precedence over
             the ``config`` entry of a safetensors file, and ``batch_norm_eps``. For SOLO also
@@ -119,7 +121,7 @@ def load_model(
     else:
         path = Path(path_or_state_dict)
         source = str(path)
-        tensors, config = read_file(path)
+        tensors, config = read_checkpoint(path)
 
     found = recognise(tensors)
     reader = READERS.get(found or "")

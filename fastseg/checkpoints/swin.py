@@ -6,15 +6,15 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastseg.backbones.swin import SwinTransformer
-from fastseg.checkpoints.files import read_file, tensors_of
+from fastseg.checkpoints.files import tensors_of
 from fastseg.checkpoints.fill import fill
+from fastseg.checkpoints.folders import read_checkpoint
 from fastseg.checkpoints.formats import recognise
 from fastseg.checkpoints.keys import Keys, renamed
 
@@ -89,8 +89,8 @@ def load_swin(
     tensors. A classifier has no norms of the stages' outputs; they begin as ones and zeros.
 
     Args:
-        path_or_state_dict: a .safetensors or .pth file or a state dict; also one under the key
-            "model" or "state_dict".
+        path_or_state_dict: a .safetensors, .pth or .pkl file, a folder of transformers or a state
+            dict; also one under the key "model" or "state_dict".
         prefix: what a detector's checkpoint puts before the names of its backbone: "backbone." in
             Mask2Former and mmdetection, "model.pixel_level_module.encoder." in transformers'
             Mask2Former. Other keys are left alone.
@@ -109,7 +109,7 @@ def load_swin(
         tensors = {key: tensor.clone() for key, tensor in tensors.items()}
     else:
         source = str(path_or_state_dict)
-        tensors, _ = read_file(Path(path_or_state_dict))
+        tensors, _ = read_checkpoint(path_or_state_dict)
     state_dict = with_our_names(tensors, source=source, prefix=prefix)
     # Without storage: making random weights to overwrite takes longer than reading the file.
     with torch.device("meta"):

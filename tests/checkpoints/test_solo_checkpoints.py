@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from functools import partial
 
@@ -199,6 +200,20 @@ def test_adelaidet():
     assert str(load_model(state_dict, stride_in_1x1=False)) == str(with_stride_in_3x3)
 
 
+@pytest.mark.parametrize("layer", DEFORMABLE[:2], ids=("v1", "v2"))
+def test_pickle_of_adelaidet_with_deformable_convolutions(tmp_path, layer):
+    """detectron2 keeps the offsets' convolution beside the deformable one, arrays in a .pkl."""
+    stages = (nn.Conv2d, layer, layer, layer)
+    options = {"block": Bottleneck, "norm_layer": FrozenBatchNorm2d, "conv_layers": stages}
+    expected = small_model("solov2", stride_in_1x1=True, **options)
+    state_dict = under_names(adelaidet(expected.state_dict()), [(r"\.conv_offset\.", "_offset.")])
+    assert "backbone.bottom_up.res3.0.conv2_offset.weight" in state_dict
+    content = {"model": {key: tensor.numpy() for key, tensor in state_dict.items()}}
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({**content, "__author__": "AdelaiDet"}))
+    assert_same(load_model(path), expected)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -255,6 +270,21 @@ def test_class_names_of_mmdetection(tmp_path, meta):
     for source in (content, tmp_path / "model.pth"):
         assert load_model(source).class_names == ("a", "b", "c")
         assert load_model(source, class_names=tuple("xyz")).class_names == ("x", "y", "z")
+
+
+def test_training_file_of_mmengine(tmp_path):
+    """It holds the log's objects, which torch.load refuses, beside the weights."""
+    logging = pytest.importorskip("mmengine.logging", reason="its files are read")
+    expected = small_model("solov2")
+    hub = logging.MessageHub.get_instance("test_solo_checkpoints")
+    hub.update_scalar("train/loss", 0.5)
+    content = {
+        "meta": {"epoch": 12},
+        "state_dict": under_names(expected.state_dict(), MMDETECTION),
+        "message_hub": hub.state_dict(),
+    }
+    torch.save(content, tmp_path / "epoch_12.pth")
+    assert_same(load_model(tmp_path / "epoch_12.pth"), expected)
 
 
 @pytest.mark.parametrize("meta", [None, {}, {"CLASSES": 3}, {"dataset_meta": {"classes": [1]}}])

@@ -204,6 +204,7 @@ def test_files_of_transformers_load(kind, tmp_path):
     peer.save_pretrained(tmp_path)
     loaded = load_swin(tmp_path / "model.safetensors")
     assert_same_tensors(loaded, load_swin(peer.state_dict()).state_dict())
+    assert_same_tensors(load_swin(tmp_path), loaded.state_dict())
     attention = peer.swin.encoder.layers[0].blocks[0].attention
     rows = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
     assert torch.equal(loaded.layers[0].blocks[0].attn.qkv.weight, torch.cat(rows))
