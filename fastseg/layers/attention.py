@@ -15,13 +15,16 @@ class MultiHeadAttention(nn.Module):
     Args:
         channels: C, of queries, keys, values and output.
         num_heads: a divisor of C.
+        dropout: in training, share of the attention weights that are set to zero where there is
+            no mask.
     """
 
-    def __init__(self, *, channels: int, num_heads: int) -> None:
+    def __init__(self, *, channels: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if channels % num_heads:
             raise ValueError(f"channels={channels} do not divide into num_heads={num_heads}")
         self.num_heads = num_heads
+        self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
         self.out_proj = nn.Linear(channels, channels)
@@ -50,7 +53,8 @@ class MultiHeadAttention(nn.Module):
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )  # [B, heads, Q or S, C / heads]
         if packed_mask is None:
-            attended = F.scaled_dot_product_attention(q, k, v)
+            dropout = self.dropout if self.training else 0.0
+            attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         else:
             attended = masked_attention(q, k, v, packed_mask)
         y: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))

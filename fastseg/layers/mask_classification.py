@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class MLP(nn.Sequential):
 
 
 class MaskClassifier(nn.Module):
-    """The end of a transformer decoder: a class and a mask for each of its queries.
+    """A transformer decoder whose queries become a class and a mask each; base of the decoders.
 
     Args:
         channels: C, of the queries.
@@ -56,6 +57,25 @@ class MaskClassifier(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.class_predictor = nn.Linear(channels, num_classes + 1)
         self.mask_embed = MLP(channels=channels, out_channels=mask_channels)
+
+    def decode(self, levels: Sequence[Tensor], mask_features: Tensor) -> list[Tensor]:
+        """The queries that make predictions, [B, Q, C], normalised; those of the last layer last.
+
+        Args:
+            levels: the pixel decoder's features [B, C_in, h, w], the coarsest first.
+            mask_features: [B, C_mask, H / 4, W / 4].
+        """
+        raise NotImplementedError
+
+    def forward(self, levels: Sequence[Tensor], mask_features: Tensor) -> MaskPredictions:
+        """The predictions after the last layer; arguments as of ``decode``."""
+        return self.classify(self.decode(levels, mask_features)[-1], mask_features)
+
+    def predict_layers(
+        self, levels: Sequence[Tensor], mask_features: Tensor
+    ) -> list[MaskPredictions]:
+        """The predictions of all layers, for training; arguments as of ``decode``."""
+        return [self.classify(x, mask_features) for x in self.decode(levels, mask_features)]
 
     def classify(self, queries: Tensor, mask_features: Tensor) -> MaskPredictions:
         """Classes and masks.

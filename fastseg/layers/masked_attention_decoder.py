@@ -8,52 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastseg.layers.attention import MultiHeadAttention, attention_mask
-from fastseg.layers.mask_classification import MaskClassifier, MaskPredictions
+from fastseg.layers.attention import attention_mask
+from fastseg.layers.decoder_layer import DecoderLayer
+from fastseg.layers.mask_classification import MaskClassifier
 from fastseg.layers.position_encoding import sine_position_encoding
 
 
-class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention and a feed-forward network, each around a shortcut.
-
-    Args:
-        channels: of the queries.
-        num_heads: heads of the attentions.
-        ffn_channels: between the two linear layers.
-    """
-
-    def __init__(self, *, channels: int, num_heads: int, ffn_channels: int) -> None:
-        super().__init__()
-        self.cross_attn = MultiHeadAttention(channels=channels, num_heads=num_heads)
-        self.cross_norm = nn.LayerNorm(channels)
-        self.self_attn = MultiHeadAttention(channels=channels, num_heads=num_heads)
-        self.self_norm = nn.LayerNorm(channels)
-        self.linear1 = nn.Linear(channels, ffn_channels)
-        self.linear2 = nn.Linear(ffn_channels, channels)
-        self.norm = nn.LayerNorm(channels)
-        nn.init.xavier_uniform_(self.linear1.weight)
-        nn.init.xavier_uniform_(self.linear2.weight)
+class MaskedAttentionLayer(DecoderLayer):
+    """First masked attention to the image, then attention among the queries (figure 3)."""
 
     def forward(
         self, x: Tensor, query_embed: Tensor, key: Tensor, value: Tensor, packed_mask: Tensor
     ) -> Tensor:
-        """Applies the layer.
-
-        Args:
-            x: [B, Q, C], the queries' features.
-            query_embed: [Q, C], their positional embedding.
-            key: [B, S, C], pixels with their positions.
-            value: [B, S, C], pixels.
-            packed_mask: which pixels a query attends to, see ``fastseg.ops.masked_attention``.
-
-        Returns:
-            [B, Q, C].
-        """
-        x = self.cross_norm(x + self.cross_attn(x + query_embed, key, value, packed_mask))
-        q = x + query_embed
-        x = self.self_norm(x + self.self_attn(q, q, x))
-        y: Tensor = self.norm(x + self.linear2(F.relu_(self.linear1(x))))
-        return y
+        """[B, Q, C] -> [B, Q, C]; arguments as of ``attend_pixels``."""
+        x = self.attend_pixels(x, query_embed, key, value, packed_mask)
+        return self.feed_forward(self.attend_queries(x, query_embed))
 
 
 class MaskedAttentionDecoder(MaskClassifier):
@@ -94,31 +63,22 @@ class MaskedAttentionDecoder(MaskClassifier):
             for _ in range(num_levels)
         )
         self.layers = nn.ModuleList(
-            DecoderLayer(channels=channels, num_heads=num_heads, ffn_channels=ffn_channels)
+            MaskedAttentionLayer(channels=channels, num_heads=num_heads, ffn_channels=ffn_channels)
             for _ in range(num_layers)
         )
 
-    def forward(self, levels: Sequence[Tensor], mask_features: Tensor) -> MaskPredictions:
-        """The predictions after the last layer.
+    def decode(self, levels: Sequence[Tensor], mask_features: Tensor) -> list[Tensor]:
+        """The learned queries and those after each layer, [B, Q, C], normalised.
 
         Args:
             levels: the pixel decoder's scales [B, C_in, h, w], the coarsest first.
             mask_features: [B, C_mask, H / 4, W / 4].
         """
-        return self.classify(self.decode(levels, mask_features)[-1], mask_features)
-
-    def predict_layers(
-        self, levels: Sequence[Tensor], mask_features: Tensor
-    ) -> list[MaskPredictions]:
-        """The predictions before the first layer and after each; arguments as of ``forward``."""
-        return [self.classify(x, mask_features) for x in self.decode(levels, mask_features)]
-
-    def decode(self, levels: Sequence[Tensor], mask_features: Tensor) -> list[Tensor]:
-        """The queries before the first layer and after each, [B, Q, C], normalised."""
         keys, values = self.memory(levels)
         # A mask of a smaller size is made from mask features of that size: products and bilinear
         # interpolation commute, and no mask of the full size is needed.
-        features = [resized(mask_features, x.shape[2:]) for x in levels]
+        with torch.no_grad():
+            features = [resized(mask_features, x.shape[2:]) for x in levels]
         x = self.query_features.weight.expand(len(mask_features), -1, -1)
         queries = [self.norm(x)]
         for i, layer in enumerate(self.layers):

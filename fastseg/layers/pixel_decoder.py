@@ -18,6 +18,14 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels)
 
 
+def initialise(module: nn.Module) -> None:
+    """The original's initial weights of convolutions."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_uniform_(module.weight, a=1)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class DeformableEncoderLayer(nn.Module):
     """Multi-scale deformable self-attention and a feed-forward network (Zhu et al., 2021).
 
@@ -124,11 +132,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
             relu=True,
         )
         self.mask_features = nn.Conv2d(channels, mask_channels, 1)
-        for conv in self.modules():
-            if isinstance(conv, nn.Conv2d):
-                nn.init.xavier_uniform_(conv.weight)
-                if conv.bias is not None:
-                    nn.init.zeros_(conv.bias)
+        self.apply(initialise)
+        for projection in self.input_projections:
+            nn.init.xavier_uniform_(projection.get_parameter("0.weight"))
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Refines the backbone's features.

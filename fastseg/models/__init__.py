@@ -18,6 +18,14 @@ from fastseg.models.build_mask_rcnn import (
     mask_rcnn_resnet101_fpn,
     mask_rcnn_resnext101_32x8d_fpn,
 )
+from fastseg.models.build_maskformer import (
+    maskformer_resnet50,
+    maskformer_resnet101,
+    maskformer_swin_b,
+    maskformer_swin_l,
+    maskformer_swin_s,
+    maskformer_swin_t,
+)
 from fastseg.models.build_solo import (
     decoupled_solo_light_resnet50_fpn,
     decoupled_solo_resnet50_fpn,
@@ -38,6 +46,7 @@ from fastseg.models.build_solo import (
 from fastseg.models.image_batch import ImageBatch, ImageTransform
 from fastseg.models.mask2former import Mask2Former
 from fastseg.models.mask_rcnn import MaskRCNN
+from fastseg.models.maskformer import MaskFormer
 from fastseg.models.solo import SOLO
 
 __all__ = [
@@ -47,6 +56,7 @@ __all__ = [
     "ImageTransform",
     "Mask2Former",
     "MaskDetections",
+    "MaskFormer",
     "MaskPredictions",
     "MaskRCNN",
     "decoupled_solo_light_resnet50_fpn",
@@ -63,6 +73,12 @@ __all__ = [
     "mask_rcnn_resnet50_fpn_v2",
     "mask_rcnn_resnet101_fpn",
     "mask_rcnn_resnext101_32x8d_fpn",
+    "maskformer_resnet50",
+    "maskformer_resnet101",
+    "maskformer_swin_b",
+    "maskformer_swin_l",
+    "maskformer_swin_s",
+    "maskformer_swin_t",
     "solo_resnet50_fpn",
     "solo_resnet101_fpn",
     "solov2_light_resnet18_fpn",

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastseg import ops
+from fastseg.categories import by_count
 from fastseg.instances import Instances
-from fastseg.layers.mask_classification import MaskPredictions
-from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder
-from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder
+from fastseg.layers.mask_classification import MaskClassifier, MaskPredictions
 from fastseg.models.image_batch import ImageBatch, ImageTransform
 from fastseg.models.solo import boxes_around
-from fastseg.models.thing_classes import default_thing_classes
 
 Task = Literal["instance", "panoptic", "semantic"]
 
@@ -58,8 +56,8 @@ class Mask2Former(nn.Module):
         self,
         *,
         backbone: nn.Module,
-        pixel_decoder: MSDeformAttnPixelDecoder,
-        decoder: MaskedAttentionDecoder,
+        pixel_decoder: nn.Module,
+        decoder: MaskClassifier,
         task: Task = "instance",
         min_size: int = 800,
         max_size: int = 1333,
@@ -78,7 +76,8 @@ class Mask2Former(nn.Module):
                 f"class_names has {len(class_names)} names for {decoder.num_classes} classes"
             )
         if thing_classes is None:
-            thing_classes = default_thing_classes(decoder.num_classes)
+            known = by_count(decoder.num_classes)
+            thing_classes = range(decoder.num_classes) if known is None else known.things
         elif not all(0 <= label < decoder.num_classes for label in thing_classes):
             raise ValueError(
                 f"thing_classes must be from 0 to {decoder.num_classes - 1}, got "

@@ -1,0 +1,13 @@
+"""MaskFormer (Cheng et al., NeurIPS 2021), from which Mask2Former comes."""
+
+from __future__ import annotations
+
+from fastseg.models.mask2former import Mask2Former
+
+
+class MaskFormer(Mask2Former):
+    """MaskFormer: Mask2Former with another pixel decoder and transformer decoder.
+
+    Everything else, arguments included, is ``Mask2Former``'s. ``predict_layers`` has no predictions
+    of the learned queries, which are zeros before the first layer.
+    """
