@@ -135,6 +135,9 @@ def poisoned_memory() -> Iterator[None]:
 
     Fresh memory is often zero, which hides a kernel that does not write all of its output.
     """
+    # At its first use torch.device() looks up which functions it redirects: torch's own.
+    with torch.device("meta"):
+        torch.empty(0)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("empty", "empty_like", "empty_strided", "empty_permuted"):
             patch.setattr(torch, name, _poisoning(getattr(torch, name)))
