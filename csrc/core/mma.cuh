@@ -100,6 +100,58 @@ __device__ void load_right(unsigned (&b)[2][2], const T* tile, int stride) {
 #endif
 }
 
+// The same of tiles that lie transposed in shared memory: 32 bytes of a row of A or B^T are a
+// column there, whose elements are `stride` apart.
+template <class T>
+__device__ void load_left_transposed(unsigned (&a)[4], const T* tile, int stride) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 2) {
+    const T* row = tile + (lane_id() / 16 * 8 + lane_id() % 8) * stride + lane_id() / 8 % 2 * 8;
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+                 : "r"(address)
+                 : "memory");
+    return;
+  }
+#endif
+  constexpr int kWord = sizeof(unsigned) / sizeof(T);  // elements of a word
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int k = (i / 2 * 4 + lane_id() % 4) * kWord;
+    const T* source = tile + k * stride + lane_id() / 4 + i % 2 * 8;
+    T word[kWord];
+#pragma unroll
+    for (int e = 0; e < kWord; ++e) word[e] = source[e * stride];
+    memcpy(&a[i], word, sizeof(unsigned));
+  }
+}
+
+template <class T>
+__device__ void load_right_transposed(unsigned (&b)[2][2], const T* tile, int stride) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 2) {
+    const T* row = tile + lane_id() % 16 * stride + lane_id() / 16 * 8;
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(b[0][0]), "=r"(b[0][1]), "=r"(b[1][0]), "=r"(b[1][1])
+                 : "r"(address)
+                 : "memory");
+    return;
+  }
+#endif
+  constexpr int kWord = sizeof(unsigned) / sizeof(T);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int k = (i % 2 * 4 + lane_id() % 4) * kWord;
+    const T* source = tile + k * stride + lane_id() / 4 + i / 2 * 8;
+    T word[kWord];
+#pragma unroll
+    for (int e = 0; e < kWord; ++e) word[e] = source[e * stride];
+    memcpy(&b[i / 2][i % 2], word, sizeof(unsigned));
+  }
+}
+
 // The word as TF32, rounded to nearest; what is not float stays.
 template <class T>
 __device__ unsigned rounded_word(unsigned word) {
@@ -111,10 +163,12 @@ __device__ unsigned rounded_word(unsigned word) {
   return word;
 }
 
-// Whether multiply_tiles() is one instruction; where it is not, it serves tests alone.
+// Whether multiply_tiles() is an instruction or two; where it is not, it serves tests alone.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-inline constexpr bool kHasMultiplyTiles = false;
+template <class T>
+inline constexpr bool kHasMultiplyTiles = __CUDA_ARCH__ >= 750 && std::is_same_v<T, half_t>;
 #else
+template <class T>
 inline constexpr bool kHasMultiplyTiles = true;
 #endif
 
@@ -136,6 +190,16 @@ __device__ void multiply_tiles(float (&sums)[4], const unsigned (&a)[4], const u
     FASTSEG_MULTIPLY_TILES("m16n8k8.row.col.f32.tf32.tf32.f32");
   }
 #undef FASTSEG_MULTIPLY_TILES
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+  static_assert(std::is_same_v<T, half_t>, "sm_75 multiplies tiles of half precision alone");
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+  }
 #else
   const int row = lane_id() & ~3, column = 8 * (lane_id() & 3);  // first lanes that hold them
 #pragma unroll 1

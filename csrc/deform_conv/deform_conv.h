@@ -46,16 +46,29 @@ void deform_conv_sample_cuda(const DeformConvParams& params, cudaStream_t stream
 void deform_conv_backward_cpu(const DeformConvParams& params);
 void deform_conv_backward_cuda(const DeformConvParams& params, cudaStream_t stream);
 
-// All output pixels at once, on tensor cores (sm_80): columns exist in shared memory alone.
+// All output pixels at once: columns exist in shared memory alone. On tensor cores (sm_75 for f16,
+// else sm_80) f32 is multiplied as TF32, unless `exact`; that needs none.
 struct DeformConvProductParams {
-  // Of type f32 (multiplied as TF32), f16 or bf16 and 1 group, an image of less than 2^31 elements,
-  // a multiple of 32 channels per group of offsets; no columns, image, first.
+  // Of type f32, f16 or bf16 and 1 group, an image of less than 2^31 elements, a multiple of 32
+  // channels per group of offsets; no columns, image, first.
   DeformConvParams sampling;
   View<2> weights;  // [D, taps * C], dense; like the input aligned to 16 bytes
   View<1> bias;     // [D]; data null: none
   View<4> output;   // [B, D, OH, OW], any strides
+  bool exact = false;
 };
 
 void deform_conv_product_cuda(const DeformConvProductParams& params, cudaStream_t stream);
+
+// All gradients at once, likewise. Those of offsets, masks and weights are summed in a fixed order.
+struct DeformConvGradientParams {
+  DeformConvParams sampling;  // as above, with gradients
+  View<2> weights;            // [taps * C, D], dense; aligned to 16 bytes
+  View<2> grad_output;        // [B * OH * OW, D], dense; rows aligned to 16 bytes; fewer than 2^31
+  View<3> partials;           // [shares, D, taps * C] f32, dense: their sum is that of the weights
+  bool exact = false;
+};
+
+void deform_conv_gradients_cuda(const DeformConvGradientParams& params, cudaStream_t stream);
 
 }  // namespace fastseg

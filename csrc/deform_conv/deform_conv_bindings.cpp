@@ -77,6 +77,36 @@ void sample(const py::object& input, const py::object& offset, const py::object&
             FASTSEG_CUDA(deform_conv_sample_cuda));
 }
 
+// Checks the gradients that are to be written, and puts them in `p`.
+void set_gradients(DeformConvParams& p, const Array& input, const py::object& grad_input,
+                   const py::object& grad_offset, const py::object& grad_mask,
+                   const py::object& units) {
+  const DType accumulate = p.offset.dtype;
+  const Array grad_array(grad_input, "grad_input"), grad_offset_array(grad_offset, "grad_offset");
+  grad_array.expect_shape({p.input.size[0], p.input.size[1], p.input.size[2], p.input.size[3]});
+  p.grad_input = grad_array.expect_device(input).view<4>();
+  FASTSEG_CHECK(p.input.size[1] == 1 || p.grad_input.stride[1] == 1,
+                "grad_input must be channels-last");
+  grad_offset_array.expect_shape(
+      {p.offset.size[0], p.offset.size[1], p.offset.size[2], p.offset.size[3]});
+  p.grad_offset = grad_offset_array.expect_dtype({accumulate}).expect_device(input).view<4>();
+  FASTSEG_CHECK((p.mask.data == nullptr) == grad_mask.is_none(),
+                "grad_mask must be given with mask alone");
+  if (!grad_mask.is_none()) {
+    const Array array(grad_mask, "grad_mask");
+    array.expect_shape({p.mask.size[0], p.mask.size[1], p.mask.size[2], p.mask.size[3]});
+    p.grad_mask = array.expect_dtype({accumulate}).expect_device(input).view<4>();
+  }
+  if (units.is_none()) {
+    grad_array.expect_dtype({accumulate});
+  } else {
+    const Array array(units, "units");
+    array.expect_shape({1}).expect_dtype({accumulate}).expect_device(input);
+    grad_array.expect_dtype({DType::i64});
+    p.units = array.view<1>().data;
+  }
+}
+
 void backward(const py::object& input, const py::object& offset, const py::object& mask,
               const py::object& columns, const Geometry& geometry, int64_t offset_groups,
               int64_t image, int64_t first, const py::object& grad_input,
@@ -86,41 +116,29 @@ void backward(const py::object& input, const py::object& offset, const py::objec
   const Array column_array(columns, "columns");
   DeformConvParams p = make_params(input_array, offset_array, mask, column_array, geometry,
                                    offset_groups, image, first);
-  const DType accumulate = p.offset.dtype;
-  const Array grad_array(grad_input, "grad_input"), grad_offset_array(grad_offset, "grad_offset");
-  grad_array.expect_shape({p.input.size[0], p.input.size[1], p.input.size[2], p.input.size[3]});
-  grad_array.expect_device(input_array);
-  p.grad_input = grad_array.view<4>();
-  FASTSEG_CHECK(p.input.size[1] == 1 || p.grad_input.stride[1] == 1,
-                "grad_input must be channels-last");
-  grad_offset_array.expect_shape(
-      {p.offset.size[0], p.offset.size[1], p.offset.size[2], p.offset.size[3]});
-  p.grad_offset = grad_offset_array.expect_dtype({accumulate}).expect_device(input_array).view<4>();
-  FASTSEG_CHECK(mask.is_none() == grad_mask.is_none(), "grad_mask must be given with mask alone");
-  if (!grad_mask.is_none()) {
-    const Array array(grad_mask, "grad_mask");
-    array.expect_shape({p.mask.size[0], p.mask.size[1], p.mask.size[2], p.mask.size[3]});
-    p.grad_mask = array.expect_dtype({accumulate}).expect_device(input_array).view<4>();
-  }
-  if (units.is_none()) {
-    grad_array.expect_dtype({accumulate});
-  } else {
-    const Array array(units, "units");
-    array.expect_shape({1}).expect_dtype({accumulate}).expect_device(input_array);
-    grad_array.expect_dtype({DType::i64});
-    p.units = array.view<1>().data;
-  }
+  set_gradients(p, input_array, grad_input, grad_offset, grad_mask, units);
   launch_on(input_array.device(), stream, p, deform_conv_backward_cpu,
             FASTSEG_CUDA(deform_conv_backward_cuda));
 }
 
-void product_on_cpu(const DeformConvProductParams&) {
+template <int N>
+bool is_dense(const View<N>& view) {
+  int64_t stride = 1;
+  for (int d = N - 1; d >= 0; --d) {
+    if (view.size[d] != 1 && view.stride[d] != stride) return false;
+    stride *= view.size[d];
+  }
+  return true;
+}
+
+template <class Params>
+void fused_on_cpu(const Params&) {
   throw py::value_error("input must be on CUDA; the CPU multiplies tiles of columns");
 }
 
 void product(const py::object& input, const py::object& offset, const py::object& mask,
              const py::object& weights, const py::object& bias, const py::object& output,
-             const Geometry& geometry, int64_t offset_groups, uintptr_t stream) {
+             const Geometry& geometry, int64_t offset_groups, bool exact, uintptr_t stream) {
   const Array input_array(input, "input"), offset_array(offset, "offset");
   const Array weight_array(weights, "weights"), output_array(output, "output");
   DeformConvProductParams q;
@@ -129,8 +147,7 @@ void product(const py::object& input, const py::object& offset, const py::object
   const DType dtype = input_array.dtype();
   weight_array.expect_shape({-1, p.kernel[0] * p.kernel[1] * p.input.size[1]});
   q.weights = weight_array.expect_dtype({dtype}).expect_device(input_array).view<2>();
-  FASTSEG_CHECK(q.weights.stride[1] == 1 && q.weights.stride[0] == q.weights.size[1],
-                "weights must be dense");
+  FASTSEG_CHECK(is_dense(q.weights), "weights must be dense");
   output_array.expect_shape(
       {p.input.size[0], q.weights.size[0], p.offset.size[2], p.offset.size[3]});
   q.output = output_array.expect_dtype({dtype}).expect_device(input_array).view<4>();
@@ -139,8 +156,40 @@ void product(const py::object& input, const py::object& offset, const py::object
     array.expect_shape({q.weights.size[0]}).expect_dtype({dtype}).expect_device(input_array);
     q.bias = array.view<1>();
   }
-  launch_on(input_array.device(), stream, q, product_on_cpu,
+  q.exact = exact;
+  launch_on(input_array.device(), stream, q, fused_on_cpu<DeformConvProductParams>,
             FASTSEG_CUDA(deform_conv_product_cuda));
+}
+
+void gradients(const py::object& input, const py::object& offset, const py::object& mask,
+               const py::object& weights, const py::object& grad_output, const Geometry& geometry,
+               int64_t offset_groups, bool exact, const py::object& grad_input,
+               const py::object& grad_offset, const py::object& grad_mask, const py::object& units,
+               const py::object& partials, uintptr_t stream) {
+  const Array input_array(input, "input"), offset_array(offset, "offset");
+  const Array weight_array(weights, "weights"), grad_array(grad_output, "grad_output");
+  const Array partial_array(partials, "partials");
+  DeformConvGradientParams q;
+  q.sampling = sampling_params(input_array, offset_array, mask, geometry, offset_groups);
+  DeformConvParams& p = q.sampling;
+  set_gradients(p, input_array, grad_input, grad_offset, grad_mask, units);
+  const DType dtype = input_array.dtype();
+  const int64_t columns = p.kernel[0] * p.kernel[1] * p.input.size[1];
+  weight_array.expect_shape({columns, -1}).expect_dtype({dtype}).expect_device(input_array);
+  q.weights = weight_array.view<2>();
+  const int64_t pixels = p.input.size[0] * p.offset.size[2] * p.offset.size[3];
+  grad_array.expect_shape({pixels, q.weights.size[1]}).expect_dtype({dtype});
+  q.grad_output = grad_array.expect_device(input_array).view<2>();
+  partial_array.expect_shape({-1, q.weights.size[1], columns}).expect_dtype({DType::f32});
+  q.partials = partial_array.expect_device(input_array).view<3>();
+  FASTSEG_CHECK(is_dense(q.weights), "weights must be dense");
+  FASTSEG_CHECK(is_dense(q.grad_output), "grad_output must be dense");
+  FASTSEG_CHECK(is_dense(q.partials) && q.partials.size[0] > 0,
+                "partials must be dense and of at least 1 share, got shape ",
+                partial_array.shape());
+  q.exact = exact;
+  launch_on(input_array.device(), stream, q, fused_on_cpu<DeformConvGradientParams>,
+            FASTSEG_CUDA(deform_conv_gradients_cuda));
 }
 
 }  // namespace
@@ -155,7 +204,12 @@ void bind_deform_conv(py::module_& module) {
              py::arg("grad_mask"), py::arg("units"), py::arg("stream") = 0);
   module.def("deform_conv_product", &product, py::arg("input"), py::arg("offset"), py::arg("mask"),
              py::arg("weights"), py::arg("bias"), py::arg("output"), py::arg("geometry"),
-             py::arg("offset_groups"), py::arg("stream") = 0);
+             py::arg("offset_groups"), py::arg("exact"), py::arg("stream") = 0);
+  module.def("deform_conv_gradients", &gradients, py::arg("input"), py::arg("offset"),
+             py::arg("mask"), py::arg("weights"), py::arg("grad_output"), py::arg("geometry"),
+             py::arg("offset_groups"), py::arg("exact"), py::arg("grad_input"),
+             py::arg("grad_offset"), py::arg("grad_mask"), py::arg("units"), py::arg("partials"),
+             py::arg("stream") = 0);
 }
 
 }  // namespace fastseg

@@ -1,22 +1,18 @@
 // Deformable convolution on CUDA.
 //
-// Columns: a warp owns one sample (a tap of an output pixel and a group of offsets), its lanes own
-// vectors of channels. In half precision and TF32 the forward pass needs no columns in memory: a
-// block makes those of 128 pixels and 64 bytes of a tap's channels in shared memory, while tensor
-// cores multiply the ones before.
+// Columns in memory, for any groups and types: a warp owns one sample (a tap of an output pixel and
+// a group of offsets), its lanes own vectors of channels. With one group neither direction needs
+// them: in the forward pass a block makes those of 128 pixels and 64 bytes of a tap's channels in
+// shared memory, while the ones before are multiplied; the backward pass is in
+// deform_conv_gradients.cuh.
 #include <type_traits>
 
-#include "core/atomic_sums.cuh"
-#include "core/cuda.cuh"
 #include "core/dispatch.h"
-#include "core/mma.cuh"
-#include "deform_conv/deform_conv_math.h"
+#include "deform_conv/deform_conv_gradients.cuh"
+#include "deform_conv/deform_conv_tiles.cuh"
 
 namespace fastseg {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarpSize;
 
 // The sample that a warp owns.
 template <class Acc>
@@ -111,25 +107,6 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- Backward ----------------------------------------------------------------------------------
 
-// Adds to the gradients of kVec channels of a cell, in whatever order the warps come.
-struct AddFloats {
-  template <class Acc, int kVec>
-  __device__ void operator()(const DeformConvParams& p, int64_t cell,
-                             const Acc (&values)[kVec]) const {
-    atomic_add(p.grad_input.as<Acc>() + cell, values);
-  }
-};
-
-// Where values are not finite, so is the unit's bound, or the offset's gradient.
-struct AddFixedPoint {
-  template <class Acc, int kVec>
-  __device__ void operator()(const DeformConvParams& p, int64_t cell,
-                             const Acc (&values)[kVec]) const {
-    const double units = static_cast<double>(*static_cast<const Acc*>(p.units));
-    atomic_add_fixed_point(p.grad_input.as<int64_t>() + cell, values, units);
-  }
-};
-
 template <class T, int kVec, class Add>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(const __grid_constant__ DeformConvParams p, Add add) {
@@ -210,127 +187,100 @@ void backward(const DeformConvParams& p, cudaStream_t stream) {
   });
 }
 
-// ---- Product on tensor cores -------------------------------------------------------------------
+// ---- Product -----------------------------------------------------------------------------------
 
 constexpr int kTilePixels = 128;
 constexpr int kWarpPixels = 64;  // warps: 2 along pixels, 4 along outputs
-template <class T>
-constexpr int kStepChannels = 64 / sizeof(T);  // columns per step; a tap's channels are a multiple
-template <class T>
-constexpr int kRow = 80 / sizeof(T);  // rows in shared memory: no two of 8 share a bank
-template <class T>
-constexpr int kVector = 16 / sizeof(T);
-static_assert(kTilePixels * 2 == kThreads, "two threads per pixel make its columns of a step");
-
-// Makes a pixel's columns, two vectors at a time; loads are apart from arithmetic so that
-// products run between the two.
-template <class T>
-struct ColumnMaker {
-  const T* image;
-  int cell;             // north-west cell, from the image's first element
-  unsigned inside = 0;  // bit k: cell k is inside the map; the others count as 0
-  float weight[4];
-  Vec<T, kVector<T>> cells[4][2];
-
-  // Goes to a tap and a group of offsets.
-  __device__ void move(const DeformConvParams& p, int offset_group, int tap, OutputPixel pixel) {
-    const Sample<float> sample = read_sample<float>(p, offset_group, tap, pixel);
-    const float mask = read_mask<float>(p, offset_group, tap, pixel);
-    cell = static_cast<int>(sample.cell(0, p.input));
-    inside = 0;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (!sample.outside && sample.inside(k, p.input)) inside |= 1u << k;
-      weight[k] = sample.outside ? 0.0f : sample.weight(k) * mask;
-    }
-  }
-
-  __device__ void load(const DeformConvParams& p, int channel) {
-    const int row = static_cast<int>(p.input.stride[2]),
-              column = static_cast<int>(p.input.stride[3]);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const T* source = image + (cell + k / 2 * row + k % 2 * column + channel);
-#pragma unroll
-      for (int v = 0; v < 2; ++v) {
-        cells[k][v] = Vec<T, kVector<T>>{};
-        if (inside >> k & 1) cells[k][v] = Vec<T, kVector<T>>::load(source + kVector<T> * v);
-      }
-    }
-  }
-
-  __device__ void store(T* row) const {
-#pragma unroll
-    for (int v = 0; v < 2; ++v) {
-      Vec<T, kVector<T>> column;
-#pragma unroll
-      for (int e = 0; e < kVector<T>; ++e) {
-        float sum = 0;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          sum = multiply_add(weight[k], static_cast<float>(cells[k][v][e]), sum);
-        }
-        column[e] = static_cast<T>(sum);
-      }
-      column.store(row + kVector<T> * v);
-    }
-  }
-};
 
 struct ProductKernelParams : DeformConvProductParams {
   bool pairs_in_output;  // two outputs of a pixel move as one
 };
 
-// The warp's sums: kWarpPixels pixels times kWarpOutputs outputs in tiles of 16 x 8.
-template <class T, int kWarpOutputs>
-struct WarpProduct {
-  static constexpr int kRows = kWarpPixels / 16, kColumns = kWarpOutputs / 8;
-  float sums[kRows][kColumns][4] = {};
+template <class T, int kTileOutputs, bool kExact>
+struct ProductOfColumns {
+  static_assert(kTilePixels * 2 == kThreads, "two threads per pixel make its columns of a step");
+  static constexpr size_t kShared = 2 * (kTilePixels + kTileOutputs) * sizeof(T) * kRow<T>;
+  static constexpr int kWarpOutputs = kTileOutputs / 4;
+  using Product = WarpProduct<T, kWarpPixels / 16, kWarpOutputs / 8, kExact>;
 
-  __device__ void add(const T* left, const T* right) {
-#pragma unroll
-    for (int k = 0; k < kStepChannels<T>; k += 2 * kHalfRow<T>) {
-      unsigned a[kRows][4];
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        load_left(a[i], left + 16 * i * kRow<T> + k, kRow<T>);
-#pragma unroll
-        for (unsigned& word : a[i]) word = rounded_word<T>(word);
-      }
-#pragma unroll
-      for (int j = 0; j < kColumns; j += 2) {
-        unsigned b[2][2];
-        load_right(b, right + 8 * j * kRow<T> + k, kRow<T>);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-#pragma unroll
-          for (unsigned& word : b[half]) word = rounded_word<T>(word);
-#pragma unroll
-          for (int i = 0; i < kRows; ++i) multiply_tiles<T>(sums[i][j + half], a[i], b[half]);
-        }
-      }
-    }
+  const ProductKernelParams& q;
+  int64_t first;  // pixel of the batch
+  int first_output;
+  int row, column;    // of a step's columns, the thread's
+  int64_t own_pixel;  // of the batch; threads beyond the last make its columns, which nobody stores
+  ColumnMaker<T> maker;
+  T *left, *right;  // [2][kTilePixels][kRow], [2][kTileOutputs][kRow]
+
+  __device__ explicit ProductOfColumns(const ProductKernelParams& params) : q(params) {
+    const int64_t pixels = q.output.size[2] * q.output.size[3];
+    first = static_cast<int64_t>(blockIdx.x) * kTilePixels;
+    first_output = blockIdx.y * kTileOutputs;
+    row = thread_rank() / 2;
+    column = thread_rank() % 2 * 2 * kVector<T>;
+    own_pixel = min(first + row, q.output.size[0] * pixels - 1);
+    maker.image = q.sampling.input.at<const T>(own_pixel / pixels, column);
+    left = dynamic_shared<T>();
+    right = left + 2 * kTilePixels * kRow<T>;
   }
 
-  // Writes the sums, whose first is of pixel `first` of the batch and of output `channel`.
-  __device__ void store(const ProductKernelParams& q, int64_t first, int channel) const {
+  __device__ void start(int step) {
+    const DeformConvParams& p = q.sampling;
+    const int channels = static_cast<int>(p.input.size[1]);
+    const int offset_channels = channels / static_cast<int>(p.offset_groups);
+    const int position = step * kStep<T>, c = position % channels;
+    if (c % offset_channels == 0) {
+      const OutputPixel pixel = batch_pixel(p, own_pixel);
+      const int group = c / offset_channels, tap = position / channels;
+      maker.move(p, read_sample<float>(p, group, tap, pixel),
+                 read_mask<float>(p, group, tap, pixel));
+    }
+    maker.load(p, c);
+    const T* weights = q.weights.as<const T>();
+    start_copies<T, kTileOutputs, kStep<T>>(
+        right + step % 2 * kTileOutputs * kRow<T>, kRow<T>, weights, [&](int n, int k) {
+          return first_output + n < q.weights.size[0]
+                     ? q.weights.at<const T>(first_output + n, position + k)
+                     : nullptr;
+        });
+  }
+
+  __device__ void finish(int step) {
+    maker.store(left + (step % 2 * kTilePixels + row) * kRow<T> + column);
+    wait_for_copies();
+  }
+
+  __device__ void run() {
+    Product product;
+    const int warp_pixel = warp_id() % 2 * kWarpPixels, warp_output = warp_id() / 2 * kWarpOutputs;
+    pipeline(
+        static_cast<int>(q.weights.size[1]) / kStep<T>, [&](int step) { start(step); },
+        [&](int step) { finish(step); },
+        [&](int step) {
+          product.add(left + (step % 2 * kTilePixels + warp_pixel) * kRow<T>,
+                      right + (step % 2 * kTileOutputs + warp_output) * kRow<T>);
+        });
+    store(product, first + warp_pixel, first_output + warp_output);
+  }
+
+  // Writes sums, whose first is of pixel `pixel` of the batch and of output `channel`.
+  __device__ void store(const Product& product, int64_t pixel, int channel) const {
     const int64_t height = q.output.size[2], width = q.output.size[3];
     const T* bias = q.bias.as<const T>();
 #pragma unroll
-    for (int row = 0; row < 2 * kRows; ++row) {
-      const int64_t index = first + 8 * row + lane_id() / 4;
+    for (int i = 0; i < kWarpPixels / 8; ++i) {
+      const int64_t index = pixel + 8 * i + lane_id() / 4;
       if (index >= q.output.size[0] * height * width) continue;
-      const int64_t image = index / (height * width), pixel = index % (height * width);
-      T* out = q.output.at<T>(image, 0, pixel / width, pixel % width);
+      const OutputPixel at = batch_pixel(q.sampling, index);
+      T* out = q.output.at<T>(at.image, 0, at.y, at.x);
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
+      for (int j = 0; j < kWarpOutputs / 8; ++j) {
         const int c = channel + 8 * j + lane_id() % 4 * 2;
         Vec<T, 2> pair;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const bool shifted = bias != nullptr && c + e < q.output.size[1];
           const float shift = shifted ? static_cast<float>(bias[(c + e) * q.bias.stride[0]]) : 0.0f;
-          pair[e] = static_cast<T>(sums[row / 2][j][row % 2 * 2 + e] + shift);
+          pair[e] = static_cast<T>(product.at(i, j, e) + shift);
         }
         if (q.pairs_in_output && c < q.output.size[1]) {
           pair.store(out + c);
@@ -345,86 +295,45 @@ struct WarpProduct {
   }
 };
 
-template <int kTileOutputs>
-constexpr size_t kProductShared = 2 * (kTilePixels + kTileOutputs) * 80;
-
-template <class T, int kTileOutputs>
-__device__ void multiply_columns(const ProductKernelParams& q) {
-  constexpr int kWarpOutputs = kTileOutputs / 4;
-  const DeformConvParams& p = q.sampling;
-  T* left = dynamic_shared<T>();                // [2][kTilePixels][kRow<T>]
-  T* right = left + 2 * kTilePixels * kRow<T>;  // [2][kTileOutputs][kRow<T>]
-  const int64_t pixels = q.output.size[2] * q.output.size[3];
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTilePixels;
-  const int first_output = blockIdx.y * kTileOutputs;
-  const int channels = static_cast<int>(p.input.size[1]);
-  const int offset_channels = channels / static_cast<int>(p.offset_groups);
-  const int row = thread_rank() / 2, column = thread_rank() % 2 * 2 * kVector<T>;
-  // Threads beyond the last pixel make its columns again; nobody stores their products.
-  const int64_t last = q.output.size[0] * pixels - 1;
-  const int64_t own = first + row < last ? first + row : last;
-  ColumnMaker<T> maker;
-  maker.image = p.input.at<const T>(own / pixels, column);
-  // Starts loading what step `step` multiplies.
-  const auto start = [&](int step) {
-    const int position = step * kStepChannels<T>, c = position % channels;
-    if (c % offset_channels == 0) {
-      const OutputPixel pixel = output_pixel(p, own / pixels, own % pixels);
-      maker.move(p, c / offset_channels, position / channels, pixel);
-    }
-    maker.load(p, c);
-    T* target = right + step % 2 * kTileOutputs * kRow<T>;
-#pragma unroll 1
-    for (int i = thread_rank(); i < kTileOutputs * kStepChannels<T> / kVector<T>; i += kThreads) {
-      const int n = i / (kStepChannels<T> / kVector<T>),
-                k = i % (kStepChannels<T> / kVector<T>)*kVector<T>;
-      const bool exists = first_output + n < q.weights.size[0];
-      const T* source = q.weights.at<const T>(exists ? first_output + n : 0, position + k);
-      copy_async(target + n * kRow<T> + k, source, exists);
-    }
-  };
-  const auto finish = [&](int step) {
-    maker.store(left + (step % 2 * kTilePixels + row) * kRow<T> + column);
-    wait_for_copies();
-  };
-  WarpProduct<T, kWarpOutputs> product;
-  const int warp_pixel = warp_id() % 2 * kWarpPixels, warp_output = warp_id() / 2 * kWarpOutputs;
-  const int steps = static_cast<int>(q.weights.size[1]) / kStepChannels<T>;
-  start(0);
-  finish(0);
-  __syncthreads();
-  for (int step = 0; step < steps; ++step) {
-    if (step + 1 < steps) start(step + 1);
-    product.add(left + (step % 2 * kTilePixels + warp_pixel) * kRow<T>,
-                right + (step % 2 * kTileOutputs + warp_output) * kRow<T>);
-    if (step + 1 < steps) finish(step + 1);
-    __syncthreads();
-  }
-  product.store(q, first + warp_pixel, first_output + warp_output);
-}
-
-template <class T, int kTileOutputs>
+template <class T, int kTileOutputs, bool kExact>
 __global__ void __launch_bounds__(kThreads, 1)
     product_kernel(const __grid_constant__ ProductKernelParams q) {
-  if constexpr (kHasMultiplyTiles) multiply_columns<T, kTileOutputs>(q);
+  if constexpr (kExact || kHasMultiplyTiles<T>) ProductOfColumns<T, kTileOutputs, kExact>(q).run();
 }
 
-template <class T, int kTileOutputs>
+template <class T, int kTileOutputs, bool kExact>
 void launch_product(const DeformConvProductParams& q, cudaStream_t stream) {
   const int64_t pixels = q.output.size[0] * q.output.size[2] * q.output.size[3];
   const bool pairs =
       q.output.stride[1] == 1 && q.output.size[1] % 2 == 0 && aligned_to(q.output, 2);
   const ProductKernelParams kernel_params{q, pairs};
-  launch("deform_conv_product", product_kernel<T, kTileOutputs>,
+  launch("deform_conv_product", product_kernel<T, kTileOutputs, kExact>,
          make_grid(ceil_div<int64_t>(pixels, kTilePixels),
                    ceil_div<int64_t>(q.output.size[1], kTileOutputs)),
-         dim3(kThreads), kProductShared<kTileOutputs>, stream, kernel_params);
+         dim3(kThreads), ProductOfColumns<T, kTileOutputs, kExact>::kShared, stream, kernel_params);
 }
 
-template <class T>
-void product(const DeformConvProductParams& q, cudaStream_t stream) {
-  if (q.output.size[1] <= 128) return launch_product<T, 128>(q, stream);
-  launch_product<T, 256>(q, stream);
+// Calls f(a zero of input's type, whether products are exact) after checks of what the kernels
+// without columns in memory rely on.
+template <class F>
+void dispatch_fused(const DeformConvParams& p, const View<2>& weights, bool exact, const F& f) {
+  const int64_t offset_channels = p.input.size[1] / p.offset_groups;
+  FASTSEG_CHECK(offset_channels % 32 == 0,
+                "input must have a multiple of 32 channels per group of offsets, got ",
+                offset_channels);
+  FASTSEG_CHECK(aligned_to(p.input, 16 / bytes_of(p.input.dtype)) &&
+                    reinterpret_cast<uintptr_t>(weights.data) % 16 == 0,
+                "input and weights must be aligned to 16 bytes");
+  FASTSEG_CHECK(p.input.stride[2] * p.input.size[2] < int64_t{1} << 31,
+                "input must have less than 2^31 elements per image");
+  FASTSEG_CHECK(p.input.dtype != DType::f64, "input must be float32, float16 or bfloat16, got ",
+                name_of(p.input.dtype));
+  FASTSEG_CHECK(!exact || p.input.dtype == DType::f32, "exact products must be of float32, got ",
+                name_of(p.input.dtype));
+  if (p.input.dtype == DType::f16) return f(half_t(), std::false_type());
+  if (p.input.dtype == DType::bf16) return f(bfloat16_t(), std::false_type());
+  if (exact) return f(float(), std::true_type());
+  f(float(), std::false_type());
 }
 
 }  // namespace
@@ -440,21 +349,24 @@ void deform_conv_backward_cuda(const DeformConvParams& params, cudaStream_t stre
 }
 
 void deform_conv_product_cuda(const DeformConvProductParams& params, cudaStream_t stream) {
+  dispatch_fused(params.sampling, params.weights, params.exact, [&](auto zero, auto exact) {
+    using T = decltype(zero);
+    if (params.output.size[1] <= 128) return launch_product<T, 128, exact>(params, stream);
+    launch_product<T, 256, exact>(params, stream);
+  });
+}
+
+void deform_conv_gradients_cuda(const DeformConvGradientParams& params, cudaStream_t stream) {
   const DeformConvParams& p = params.sampling;
-  const int64_t offset_channels = p.input.size[1] / p.offset_groups;
-  FASTSEG_CHECK(offset_channels % 32 == 0,
-                "input must have a multiple of 32 channels per group of offsets, got ",
-                offset_channels);
-  FASTSEG_CHECK(aligned_to(p.input, 16 / bytes_of(p.input.dtype)) &&
-                    reinterpret_cast<uintptr_t>(params.weights.data) % 16 == 0,
-                "input and weights must be aligned to 16 bytes");
-  FASTSEG_CHECK(p.input.stride[2] * p.input.size[2] < int64_t{1} << 31,
-                "input must have less than 2^31 elements per image");
-  FASTSEG_CHECK(p.input.dtype != DType::f64, "input must be float32, float16 or bfloat16, got ",
-                name_of(p.input.dtype));
-  if (p.input.dtype == DType::f32) return product<float>(params, stream);
-  if (p.input.dtype == DType::f16) return product<half_t>(params, stream);
-  product<bfloat16_t>(params, stream);
+  const View<2>& grads = params.grad_output;
+  FASTSEG_CHECK(grads.size[0] < int64_t{1} << 31, "grad_output must have less than 2^31 pixels");
+  FASTSEG_CHECK(grads.size[1] * bytes_of(grads.dtype) % 16 == 0 &&
+                    reinterpret_cast<uintptr_t>(grads.data) % 16 == 0,
+                "grad_output's pixels must be aligned to 16 bytes");
+  FASTSEG_CHECK(aligned_to(p.grad_input, 4), "grad_input must be aligned to 4 elements");
+  dispatch_fused(p, params.weights, params.exact, [&](auto zero, auto exact) {
+    launch_gradients<decltype(zero), exact>(params, stream);
+  });
 }
 
 }  // namespace fastseg

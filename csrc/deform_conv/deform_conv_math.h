@@ -56,18 +56,33 @@ FASTSEG_HD OutputPixel output_pixel(const DeformConvParams& p, int64_t image, in
   return {image, pixel / p.offset.size[3], pixel % p.offset.size[3]};
 }
 
-// Where tap `tap` of an offset group reads for an output pixel.
 template <class Acc>
-FASTSEG_HD Sample<Acc> read_sample(const DeformConvParams& p, int64_t offset_group, int64_t tap,
+struct Offset {
+  Acc y, x;
+};
+template <class Acc>
+FASTSEG_HD Offset<Acc> read_offset(const DeformConvParams& p, int64_t offset_group, int64_t tap,
                                    OutputPixel pixel) {
   const int64_t taps = p.kernel[0] * p.kernel[1];
   const Acc* offset =
       p.offset.at<const Acc>(pixel.image, 2 * (offset_group * taps + tap), pixel.y, pixel.x);
+  return {offset[0], offset[p.offset.stride[1]]};
+}
+
+// Where tap `tap`, moved by an offset, reads for an output pixel.
+template <class Acc>
+FASTSEG_HD Sample<Acc> moved_sample(const DeformConvParams& p, int64_t tap, OutputPixel pixel,
+                                    Offset<Acc> offset) {
   const int64_t tap_y = tap / p.kernel[1], tap_x = tap % p.kernel[1];
   const int64_t y = pixel.y * p.stride[0] - p.padding[0] + tap_y * p.dilation[0];
   const int64_t x = pixel.x * p.stride[1] - p.padding[1] + tap_x * p.dilation[1];
-  return sample_at(static_cast<Acc>(y) + offset[0],
-                   static_cast<Acc>(x) + offset[p.offset.stride[1]], p.input);
+  return sample_at(static_cast<Acc>(y) + offset.y, static_cast<Acc>(x) + offset.x, p.input);
+}
+
+template <class Acc>
+FASTSEG_HD Sample<Acc> read_sample(const DeformConvParams& p, int64_t offset_group, int64_t tap,
+                                   OutputPixel pixel) {
+  return moved_sample(p, tap, pixel, read_offset<Acc>(p, offset_group, tap, pixel));
 }
 
 template <class Acc>

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _C, reference
+from fastseg.ops._deform_conv_checks import check, pair_of
 from fastseg.ops._registry import LIBRARY, stream_of
 
 # Columns of a tile: on the CPU they stay in the L2 and L3 caches between kernel and product, on
@@ -75,87 +76,12 @@ def deform_conv2d(
         ValueError: a shape, dtype or number is wrong, or the output would have no pixels.
     """
     pairs = (
-        _pair("stride", stride, 1),
-        _pair("padding", padding, 0),
-        _pair("dilation", dilation, 1),
+        pair_of("stride", stride, 1),
+        pair_of("padding", padding, 0),
+        pair_of("dilation", dilation, 1),
     )
-    _check(input, offset, weight, bias, *pairs, mask)
+    check(input, offset, weight, bias, *pairs, mask)
     return torch.ops.fastseg.deform_conv2d(input, offset, weight, bias, *pairs, mask)
-
-
-def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{name} must be one or two ints of at least {least}, got {value}")
-    return pair[0], pair[1]
-
-
-def _check(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    mask: Tensor | None,
-) -> None:
-    """ValueError unless all shapes and types fit together."""
-    for name, tensor in (("input", input), ("offset", offset), ("weight", weight), ("mask", mask)):
-        if tensor is not None and (tensor.dim() != 4 or not tensor.is_floating_point()):
-            raise ValueError(
-                f"{name} must be floating point with 4 dimensions, got {tensor.dtype} "
-                f"{tuple(tensor.shape)}"
-            )
-    channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
-    if group_channels < 1 or channels < 1 or channels % group_channels:
-        raise ValueError(
-            f"weight's channels per group must divide the {channels} of input, got weight "
-            f"{tuple(weight.shape)}"
-        )
-    groups = channels // group_channels
-    if out_channels < 1 or out_channels % groups or min(kernel) < 1:
-        raise ValueError(
-            f"weight must be [D, {group_channels}, kh, kw] with a D that {groups} groups divide, "
-            f"got {tuple(weight.shape)}"
-        )
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != input.dtype:
-            raise ValueError(f"{name} must be {input.dtype} as input, got {tensor.dtype}")
-    if bias is not None and bias.shape != (out_channels,):
-        raise ValueError(f"bias must have shape [{out_channels}], got {tuple(bias.shape)}")
-    size = [
-        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
-    ]
-    if min(size) < 1:
-        raise ValueError(
-            f"the output would have {size[0]} x {size[1]} pixels: input {tuple(input.shape)}, "
-            f"kernel {tuple(kernel)}, {stride=}, {padding=}, {dilation=}"
-        )
-    _check_offsets(input, offset, mask, kernel[0] * kernel[1], size)
-
-
-def _check_offsets(
-    input: Tensor, offset: Tensor, mask: Tensor | None, taps: int, size: list[int]
-) -> None:
-    batch, channels = input.shape[:2]
-    offset_groups = offset.shape[1] // (2 * taps)
-    if offset_groups < 1 or offset.shape[1] % (2 * taps) or channels % offset_groups:
-        raise ValueError(
-            f"offset must have 2 * {taps} channels for each of some groups that divide the "
-            f"{channels} channels of input, got {tuple(offset.shape)}"
-        )
-    if offset.shape != (batch, offset.shape[1], *size):
-        raise ValueError(
-            f"offset must have shape [{batch}, {offset.shape[1]}, {size[0]}, {size[1]}], got "
-            f"{tuple(offset.shape)}"
-        )
-    if mask is not None and mask.shape != (batch, offset_groups * taps, *size):
-        raise ValueError(
-            f"mask must have shape [{batch}, {offset_groups * taps}, {size[0]}, {size[1]}], got "
-            f"{tuple(mask.shape)}"
-        )
 
 
 def _memory_format(input: Tensor) -> torch.memory_format:
@@ -195,6 +121,9 @@ class _Tiles:
         self.offset = offset.to(self.accumulate)
         self.mask = None if mask is None else mask.to(self.accumulate)
         self.stream = stream_of(input)
+        self.capability = (
+            torch.cuda.get_device_capability(input.device) if input.is_cuda else (8, 0)
+        )
         out_channels, group_channels, *kernel = weight.shape
         self.taps = kernel[0] * kernel[1]
         self.groups = input.shape[1] // group_channels
@@ -204,20 +133,22 @@ class _Tiles:
         self.geometry = (kernel, *pairs)
         self.offset_groups = offset.shape[1] // (2 * self.taps)
 
-    def fits_tensor_cores(self) -> bool:
-        """Whether `_C.deform_conv_product` takes these tensors, on this GPU."""
-        return (
+    @property
+    def exact(self) -> bool:
+        """Whether float32 is multiplied as it is, not as TF32."""
+        return self.dtype == torch.float32 and not (_allows_tf32() and self.capability >= (8, 0))
+
+    def needs_columns(self) -> bool:
+        """Whether the kernels that keep columns in shared memory cannot take these tensors."""
+        return not (
             self.on_device
-            and (self.dtype.itemsize == 2 or (self.dtype == torch.float32 and _allows_tf32()))
+            and self.dtype in (torch.float32, torch.float16, torch.bfloat16)
+            and self.capability >= ((8, 0) if self.dtype == torch.bfloat16 else (7, 5))
             and self.groups == 1
             and self.input.shape[1] // self.offset_groups % 32 == 0
             and self.input.shape[1:].numel() < 2**31
             and self.input.data_ptr() % 16 == 0
             and self.kernels.data_ptr() % 16 == 0
-            and (
-                not self.input.is_cuda
-                or torch.cuda.get_device_capability(self.input.device) >= (8, 0)
-            )
         )
 
     def __iter__(self) -> Iterator[tuple[int, slice, Tensor]]:
@@ -264,9 +195,10 @@ def _forward(
 ) -> Tensor:
     output = _empty_output(input, offset, weight)
     tiles = _Tiles(input, offset, weight, mask, stride, padding, dilation)
-    if tiles.fits_tensor_cores():
+    if not tiles.needs_columns():
         tensors = (tiles.input, tiles.offset, tiles.mask, tiles.kernels[0], bias, output)
-        _C.deform_conv_product(*tensors, tiles.geometry, tiles.offset_groups, tiles.stream)
+        options = (tiles.geometry, tiles.offset_groups, tiles.exact, tiles.stream)
+        _C.deform_conv_product(*tensors, *options)
         return output
     matrices = tiles.grouped(output)
     shift = None if bias is None else bias.view(tiles.groups, -1, 1).to(tiles.dtype)
@@ -301,20 +233,11 @@ def _backward(
     )
     grad_offset = torch.empty_like(tiles.offset)
     grad_mask = None if tiles.mask is None else torch.empty_like(tiles.mask)
-    grad_kernels = torch.zeros_like(tiles.kernels, dtype=tiles.accumulate)
-    matrices = tiles.grouped(grad_output.contiguous(memory_format=_memory_format(grad_output)))
-    for image, pixels, columns in tiles:
-        grad = matrices[image, :, :, pixels].to(tiles.dtype)
-        columns = tiles.product(grad.mT, tiles.kernels, out=columns)
-        _C.deform_conv_backward(
-            *tiles.arguments(image, pixels, columns),
-            grad_input,
-            grad_offset,
-            grad_mask,
-            units,
-            tiles.stream,
-        )
-        grad_kernels += tiles.product(grad, columns)
+    outputs = (grad_input, grad_offset, grad_mask, units)
+    if tiles.needs_columns() or weight.shape[0] * weight.itemsize % 16:
+        grad_kernels = _gradients_through_columns(tiles, grad_output, *outputs)
+    else:
+        grad_kernels = _gradients(tiles, grad_output, *outputs)
     if units is not None:
         grad_input = grad_input.double().div_(units)
     grad_weight = grad_kernels.unflatten(2, (tiles.taps, -1)).transpose(2, 3)
@@ -324,6 +247,40 @@ def _backward(
         grad_weight.to(weight.dtype).reshape(weight.shape).contiguous(),
         offset.new_empty(0) if mask is None or grad_mask is None else grad_mask.to(mask.dtype),
     )
+
+
+def _gradients_through_columns(
+    tiles: _Tiles, grad_output: Tensor, *outputs: Tensor | None
+) -> Tensor:
+    """Writes the gradients of input, offset and mask, returns that of the kernels."""
+    grad_kernels = torch.zeros_like(tiles.kernels, dtype=tiles.accumulate)
+    matrices = tiles.grouped(grad_output.contiguous(memory_format=_memory_format(grad_output)))
+    for image, pixels, columns in tiles:
+        grad = matrices[image, :, :, pixels].to(tiles.dtype)
+        columns = tiles.product(grad.mT, tiles.kernels, out=columns)
+        arguments = tiles.arguments(image, pixels, columns)
+        _C.deform_conv_backward(*arguments, *outputs, tiles.stream)
+        grad_kernels += tiles.product(grad, columns)
+    return grad_kernels
+
+
+def _gradients(tiles: _Tiles, grad_output: Tensor, *outputs: Tensor | None) -> Tensor:
+    """The same without columns in memory."""
+    grads = grad_output.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
+    grads = grads if grads.data_ptr() % 16 == 0 else grads.clone()
+    kernels = tiles.kernels[0]
+    # A block sums 256 outputs x 128 columns over a share of the pixels: about 256 blocks.
+    blocks = math.ceil(kernels.shape[0] / 256) * math.ceil(kernels.shape[1] / 128)
+    shares = max(1, min(256 // blocks, grads.shape[0] // 512))
+    partials = kernels.new_empty((shares, *kernels.shape), dtype=tiles.accumulate)
+    _C.deform_conv_gradients(
+        *(tiles.input, tiles.offset, tiles.mask, kernels.mT.contiguous(), grads),
+        *(tiles.geometry, tiles.offset_groups, tiles.exact),
+        *outputs,
+        partials,
+        tiles.stream,
+    )
+    return partials.sum(0, keepdim=True)
 
 
 def _units(tiles: _Tiles, grad_output: Tensor) -> Tensor:

@@ -1,0 +1,82 @@
+"""What deformable convolution demands of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def pair_of(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"{name} must be one or two ints of at least {least}, got {value}")
+    return pair[0], pair[1]
+
+
+def check(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    mask: Tensor | None,
+) -> None:
+    """ValueError unless all shapes and types fit together."""
+    for name, tensor in (("input", input), ("offset", offset), ("weight", weight), ("mask", mask)):
+        if tensor is not None and (tensor.dim() != 4 or not tensor.is_floating_point()):
+            raise ValueError(
+                f"{name} must be floating point with 4 dimensions, got {tensor.dtype} "
+                f"{tuple(tensor.shape)}"
+            )
+    channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
+    if group_channels < 1 or channels < 1 or channels % group_channels:
+        raise ValueError(
+            f"weight's channels per group must divide the {channels} of input, got weight "
+            f"{tuple(weight.shape)}"
+        )
+    groups = channels // group_channels
+    if out_channels < 1 or out_channels % groups or min(kernel) < 1:
+        raise ValueError(
+            f"weight must be [D, {group_channels}, kh, kw] with a D that {groups} groups divide, "
+            f"got {tuple(weight.shape)}"
+        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise ValueError(f"{name} must be {input.dtype} as input, got {tensor.dtype}")
+    if bias is not None and bias.shape != (out_channels,):
+        raise ValueError(f"bias must have shape [{out_channels}], got {tuple(bias.shape)}")
+    size = [
+        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    if min(size) < 1:
+        raise ValueError(
+            f"the output would have {size[0]} x {size[1]} pixels: input {tuple(input.shape)}, "
+            f"kernel {tuple(kernel)}, {stride=}, {padding=}, {dilation=}"
+        )
+    _check_offsets(input, offset, mask, kernel[0] * kernel[1], size)
+
+
+def _check_offsets(
+    input: Tensor, offset: Tensor, mask: Tensor | None, taps: int, size: list[int]
+) -> None:
+    batch, channels = input.shape[:2]
+    offset_groups = offset.shape[1] // (2 * taps)
+    if offset_groups < 1 or offset.shape[1] % (2 * taps) or channels % offset_groups:
+        raise ValueError(
+            f"offset must have 2 * {taps} channels for each of some groups that divide the "
+            f"{channels} channels of input, got {tuple(offset.shape)}"
+        )
+    if offset.shape != (batch, offset.shape[1], *size):
+        raise ValueError(
+            f"offset must have shape [{batch}, {offset.shape[1]}, {size[0]}, {size[1]}], got "
+            f"{tuple(offset.shape)}"
+        )
+    if mask is not None and mask.shape != (batch, offset_groups * taps, *size):
+        raise ValueError(
+            f"mask must have shape [{batch}, {offset_groups * taps}, {size[0]}, {size[1]}], got "
+            f"{tuple(mask.shape)}"
+        )
