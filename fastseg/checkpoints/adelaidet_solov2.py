@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-BODY = r"^(backbone\.body\..*)"
+from fastseg.checkpoints import detectron2_resnet
+
 RULES = (
-    (r"^backbone\.bottom_up\.(?:stem\.)?", "backbone.body."),
-    (BODY + r"(conv(\d))\.norm\.", r"\1bn\3."),
-    (BODY + r"shortcut\.norm\.", r"\1downsample.1."),
-    (BODY + r"shortcut\.", r"\1downsample.0."),
-    (r"^backbone\.body\.res2\.", "backbone.body.layer1."),
-    (r"^backbone\.body\.res3\.", "backbone.body.layer2."),
-    (r"^backbone\.body\.res4\.", "backbone.body.layer3."),
-    (r"^backbone\.body\.res5\.", "backbone.body.layer4."),
+    (r"^backbone\.bottom_up\.", "backbone.body."),
+    *detectron2_resnet.RULES,
     *((rf"^backbone\.fpn_lateral{i + 2}\.", f"backbone.fpn.inner_blocks.{i}.0.") for i in range(4)),
     *((rf"^backbone\.fpn_output{i + 2}\.", f"backbone.fpn.layer_blocks.{i}.0.") for i in range(4)),
     (

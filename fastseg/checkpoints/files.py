@@ -120,17 +120,35 @@ def config_of(content: Any) -> dict[str, Any]:
 
     Args:
         content: a checkpoint's content; mmdetection has "CLASSES" (up to version 2) or
-            "dataset_meta" with "classes" under "meta".
+            "dataset_meta" with "classes" and for panoptic data "thing_classes" under "meta".
 
     Returns:
-        {"classes": [names]}, or an empty dictionary.
+        {"classes": [names]}, of panoptic data also {"thing_classes": [labels], "task": "panoptic"};
+        or an empty dictionary.
     """
     meta = content.get("meta") if isinstance(content, Mapping) else None
     if not isinstance(meta, Mapping):
         return {}
     dataset = meta.get("dataset_meta")
-    for place, key in ((meta, "CLASSES"), (dataset, "CLASSES"), (dataset, "classes")):
-        names = place.get(key) if isinstance(place, Mapping) else None
-        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            return {"classes": list(names)}
+    for place, key, things_key in (
+        (meta, "CLASSES", "THING_CLASSES"),
+        (dataset, "CLASSES", "THING_CLASSES"),
+        (dataset, "classes", "thing_classes"),
+    ):
+        names = names_in(place, key)
+        if names is None:
+            continue
+        things = names_in(place, things_key)
+        if not things or not set(things) < set(names):
+            return {"classes": names}
+        labels = [label for label, name in enumerate(names) if name in things]
+        return {"classes": names, "thing_classes": labels, "task": "panoptic"}
     return {}
+
+
+def names_in(place: Any, key: str) -> list[str] | None:
+    """A list of names in a dictionary; None if there is none."""
+    names = place.get(key) if isinstance(place, Mapping) else None
+    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+        return list(names)
+    return None

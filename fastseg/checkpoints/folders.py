@@ -89,8 +89,13 @@ def folder_config(folder: Path) -> dict[str, Any]:
         "image_mean", "image_std", "size_divisible", and where images keep their aspect "min_size"
         and "max_size". The hub's files of Mask2Former give a fixed height and width instead, which
         is not how the models were trained and is left alone.
+
+    Raises:
+        ValueError: a file is damaged, or the model is one for videos.
     """
     model = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if "video" in str(model.get("model_type")):
+        raise ValueError(f"{folder} is a model for videos: {model['model_type']}")
     found: dict[str, Any] = {}
     if names := class_names(model.get("id2label")):
         found["classes"] = names

@@ -9,6 +9,10 @@ FASTSEG_SOLO = "fastseg SOLO"
 MMDETECTION_SOLO = "mmdetection SOLO"
 ORIGINAL_SOLO = "the original SOLO"
 ADELAIDET_SOLOV2 = "AdelaiDet SOLOv2"
+FASTSEG_MASK2FORMER = "fastseg Mask2Former"
+ORIGINAL_MASK2FORMER = "the original Mask2Former"
+TRANSFORMERS_MASK2FORMER = "transformers Mask2Former"
+MMDETECTION_MASK2FORMER = "mmdetection Mask2Former"
 
 # The first format of which every beginning occurs is the one.
 FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -19,8 +23,21 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("torchvision RetinaNet or FCOS (no masks)", ("backbone.body.", "head.classification_head.")),
     ("detectron2 Mask R-CNN", ("proposal_generator.rpn_head.", "roi_heads.mask_head.")),
     ("detectron2 R-CNN (no masks)", ("proposal_generator.rpn_head.",)),
-    ("Mask2Former", ("sem_seg_head.pixel_decoder.",)),
-    ("transformers Mask2Former", ("model.pixel_level_module.",)),
+    (FASTSEG_MASK2FORMER, ("pixel_decoder.layers.", "decoder.query_features.")),
+    (
+        ORIGINAL_MASK2FORMER,
+        ("sem_seg_head.", "sem_seg_head.predictor.transformer_cross_attention_layers."),
+    ),
+    ("the original MaskFormer", ("sem_seg_head.predictor.transformer.decoder.",)),
+    ("Mask DINO", ("sem_seg_head.predictor.decoder.",)),
+    ("another model of detectron2 with a sem_seg_head", ("sem_seg_head.",)),
+    ("transformers OneFormer", ("model.pixel_level_module.", "model.task_encoder.")),
+    (
+        TRANSFORMERS_MASK2FORMER,
+        ("model.pixel_level_module.", "model.transformer_module.queries_features."),
+    ),
+    ("transformers MaskFormer", ("model.pixel_level_module.", "mask_embedder.")),
+    ("a base model of transformers without class predictor", ("pixel_level_module.",)),
     ("mmdetection Mask R-CNN", ("rpn_head.", "roi_head.mask_head.")),
     ("mmdetection two-stage detector", ("rpn_head.", "roi_head.")),
     # Each line of SOLO stands for one of SOLOv2, SOLO and Decoupled SOLO.
@@ -34,7 +51,15 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (ORIGINAL_SOLO, ("bbox_head.solo_cate.", "bbox_head.solo_ins_list.")),
     (ORIGINAL_SOLO, ("bbox_head.dsolo_cate.", "bbox_head.dsolo_ins_list_x.")),
     (ADELAIDET_SOLOV2, ("ins_head.kernel_tower.", "mask_head.convs_all_levels.")),
-    ("mmdetection Mask2Former", ("panoptic_head.",)),
+    (MMDETECTION_MASK2FORMER, ("panoptic_head.pixel_decoder.", "panoptic_head.query_feat.")),
+    ("mmdetection MaskFormer", ("panoptic_head.pixel_decoder.",)),
+    ("mmsegmentation Mask2Former", ("decode_head.pixel_decoder.", "decode_head.query_feat.")),
+    ("DETR with masks", ("bbox_attention.", "mask_head.")),
+    ("transformers DETR (no masks)", ("class_labels_classifier.", "bbox_predictor.")),
+    ("transformers RT-DETR (no masks)", ("model.encoder_input_proj.", "model.enc_score_head.")),
+    ("DETR or Deformable DETR (no masks)", ("class_embed.", "bbox_embed.")),
+    ("transformers EoMT", ("query.", "class_predictor.", "mask_head.")),
+    ("transformers SegFormer", ("segformer.", "decode_head.")),
     ("Segment Anything", ("image_encoder.", "mask_decoder.")),
     ("Ultralytics YOLO", ("model.0.conv.",)),
     ("ResNet image classifier", ("conv1.", "layer1.0.", "fc.")),

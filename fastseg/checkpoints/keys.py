@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastseg.backbones.resnet import BasicBlock, Bottleneck, ResNet
@@ -28,6 +29,25 @@ def renamed(
         for old, new in rules:
             key = re.sub(old, new, key)
         result[key] = tensor
+    return result
+
+
+def with_joined_rows(
+    state_dict: Mapping[str, Tensor], parts: Sequence[str], whole: str
+) -> dict[str, Tensor]:
+    """Tensors that hold query, key and value apart joined to one, row below row.
+
+    Args:
+        state_dict: tensors by name.
+        parts: what stands in the names of the parts, in the order of their rows.
+        whole: what stands there instead in the name of the joined tensor.
+    """
+    result = dict(state_dict)
+    for key in state_dict:
+        names = [key.replace(parts[0], part) for part in parts]
+        if parts[0] in key and all(name in result for name in names):
+            rows = [result.pop(name) for name in names]
+            result[key.replace(parts[0], whole)] = torch.cat(rows)
     return result
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastseg.checkpoints import (
     adelaidet_solov2,
+    mask2former,
     mmdetection_solo,
     original_solo,
     solo,
@@ -29,14 +30,19 @@ from fastseg.checkpoints.fill import fill
 from fastseg.checkpoints.folders import read_checkpoint
 from fastseg.checkpoints.formats import (
     ADELAIDET_SOLOV2,
+    FASTSEG_MASK2FORMER,
     FASTSEG_SOLO,
+    MMDETECTION_MASK2FORMER,
     MMDETECTION_SOLO,
+    ORIGINAL_MASK2FORMER,
     ORIGINAL_SOLO,
     TORCHVISION_MASK_RCNN,
+    TRANSFORMERS_MASK2FORMER,
     recognise,
 )
 from fastseg.checkpoints.keys import renamed
 from fastseg.layers.deform_conv import with_inner_offsets
+from fastseg.models.mask2former import Mask2Former
 from fastseg.models.mask_rcnn import MaskRCNN
 from fastseg.models.solo import SOLO
 
@@ -51,6 +57,8 @@ STRUCTURE = {
     "mask_dim_reduced",
     "num_classes",
 }
+# What a data set's description says that only some models need.
+IF_NEEDED = {"thing_classes", "task"}
 # torchvision's maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth, whose name ends in its SHA-256.
 PUBLISHED_V1_SHA256 = "bf2d0c1e"
 
@@ -70,23 +78,30 @@ class Reader:
     hyper_parameters: frozenset[str]
     network: Callable[
         [dict[str, Tensor], dict[str, Any], Path | None],
-        tuple[MaskRCNN | SOLO, dict[str, Tensor]],
+        tuple[MaskRCNN | SOLO | Mask2Former, dict[str, Tensor]],
     ]
 
 
 def load_model(
     path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], **hyper_parameters: Any
-) -> MaskRCNN | SOLO:
+) -> MaskRCNN | SOLO | Mask2Former:
     """Loads a model from a checkpoint, whose format is recognised by its keys.
 
     Mask R-CNN of torchvision (v1 or v2 layout, any ResNet) becomes ``MaskRCNN``. SOLO, Decoupled
     SOLO and SOLOv2 of mmdetection and of their original repository, SOLOv2 of AdelaiDet and
-    checkpoints of ``SOLO`` itself become ``SOLO``.
+    checkpoints of ``SOLO`` itself become ``SOLO``. Mask2Former on ResNet or Swin of its original
+    repository, mmdetection and transformers and checkpoints of ``Mask2Former`` itself become
+    ``Mask2Former``.
 
     Class count, widths, depths and layout are read off the tensors. Half-precision tensors become
     float32. Class names are those in the file: in the ``config`` entry of a safetensors file, or
-    where mmdetection puts them. Weights of 91 classes (Mask R-CNN) or 80 (SOLO) without class names
-    are taken for COCO's.
+    where mmdetection and transformers put them. Weights of 91 classes (Mask R-CNN) or 80 (SOLO)
+    without class names are taken for COCO's.
+
+    Of Mask2Former, 80 classes are taken for COCO's and ``task="instance"``, 133 for COCO's and
+    ``task="panoptic"``, 150 for ADE20K's and 19 for Cityscapes' and ``task="semantic"``; any other
+    number is ``task="instance"``. No tensor shows the task, nor whether weights are Mask2Former's
+    for videos.
 
     torchvision runs its published V1 weights with a batch normalisation eps of 0 and everything
     else with 1e-5, which no tensor shows. The published file is known by its checksum or its
@@ -97,12 +112,14 @@ def load_model(
         path_or_state_dict: a .safetensors, .pth or .pkl file, a folder of transformers (or the
             index of its parts), or a state dict; also one under the key "model" or "state_dict".
             Nothing in a file is executed.
-        **hyper_parameters: arguments of ``MaskRCNN`` or ``SOLO`` by their peers' names
-            (``min_size``, ``box_score_thresh``, ``filter_thr``, ...), which take precedence over
-            the ``config`` entry of a safetensors file, and ``batch_norm_eps``. For SOLO also
-            ``stride_in_1x1``: where bottlenecks have their stride, which no tensor shows; by
+        **hyper_parameters: arguments of ``MaskRCNN``, ``SOLO`` or ``Mask2Former`` by their peers'
+            names (``min_size``, ``box_score_thresh``, ``filter_thr``, ``task``, ...), which take
+            precedence over what the file says, and ``batch_norm_eps``. For SOLO and Mask2Former
+            also ``stride_in_1x1``: where bottlenecks have their stride, which no tensor shows; by
             default in the 1x1 convolution for AdelaiDet, whose zoo begins with detectron2's
-            weights, and in the 3x3 convolution else.
+            weights, and in the 3x3 convolution else. For Mask2Former also ``num_heads``, of all
+            attentions; by default what the pixel decoder's attention has with four points per
+            head and scale.
 
     Returns:
         The model in evaluation mode, float32, on the CPU.
@@ -196,6 +213,46 @@ def solo_network(
     return model, state_dict
 
 
+def mask2former_network(
+    tensors: dict[str, Tensor],
+    options: dict[str, Any],
+    path: Path | None,
+    *,
+    names: mask2former.Names | None,
+) -> tuple[Mask2Former, dict[str, Tensor]]:
+    """Mask2Former from a peer's tensors.
+
+    Args:
+        tensors: the checkpoint's.
+        options: hyper-parameters.
+        path: the checkpoint's file, if there is one.
+        names: the peer's; None for ours.
+    """
+    source = "the state dict" if path is None else str(path)
+    state_dict = tensors
+    if names is not None:
+        state_dict = mask2former.with_our_names(tensors, names, source)
+    options = {**mask2former.defaults(state_dict), **options}
+    if (
+        len(state_dict.get("decoder.class_predictor.bias", ())) == 41
+        and "class_names" not in options
+    ):
+        warnings.warn(
+            f"{source} has 40 classes without names, as Mask2Former for videos (YouTube-VIS) has; "
+            "its weights have the same tensors and do not segment images well. Pass class_names if "
+            "it is for images",
+            stacklevel=3,
+        )
+    model = mask2former.build(
+        state_dict,
+        batch_norm_eps=options.pop("batch_norm_eps", 1e-5),
+        stride_in_1x1=options.pop("stride_in_1x1", False),
+        num_heads=options.pop("num_heads", None),
+        hyper_parameters=options,
+    )
+    return model, state_dict
+
+
 def hyper_parameters_of(model: type[nn.Module], *more: str) -> frozenset[str]:
     """Names of a model's arguments that have a default (the others are the network), and more."""
     parameters = inspect.signature(model).parameters.values()
@@ -204,6 +261,9 @@ def hyper_parameters_of(model: type[nn.Module], *more: str) -> frozenset[str]:
 
 
 SOLO_HYPER_PARAMETERS = hyper_parameters_of(SOLO, "batch_norm_eps", "stride_in_1x1")
+MASK2FORMER_HYPER_PARAMETERS = hyper_parameters_of(
+    Mask2Former, "batch_norm_eps", "stride_in_1x1", "num_heads"
+)
 READERS: dict[str, Reader] = {
     TORCHVISION_MASK_RCNN: Reader(
         "mask_rcnn", hyper_parameters_of(MaskRCNN, "batch_norm_eps"), mask_rcnn_network
@@ -226,6 +286,17 @@ READERS: dict[str, Reader] = {
             defaults=adelaidet_solov2.HYPER_PARAMETERS,
         ),
     ),
+    **{
+        found: Reader(
+            "mask2former", MASK2FORMER_HYPER_PARAMETERS, partial(mask2former_network, names=names)
+        )
+        for found, names in (
+            (FASTSEG_MASK2FORMER, None),
+            (ORIGINAL_MASK2FORMER, mask2former.ORIGINAL),
+            (MMDETECTION_MASK2FORMER, mask2former.MMDETECTION),
+            (TRANSFORMERS_MASK2FORMER, mask2former.TRANSFORMERS),
+        )
+    },
 }
 
 
@@ -246,7 +317,8 @@ def from_config(config: Mapping[str, Any], source: str, reader: Reader) -> dict[
     """Hyper-parameters in the ``config`` entry of a safetensors file."""
     if config.get("arch", reader.arch) != reader.arch:
         raise ValueError(f"{source} says that it is {config['arch']!r}, not {reader.arch!r}")
-    options = {key: value for key, value in config.items() if key not in STRUCTURE}
+    ignored = STRUCTURE | (IF_NEEDED - reader.hyper_parameters)
+    options = {key: value for key, value in config.items() if key not in ignored}
     if "classes" in options:
         options["class_names"] = options.pop("classes")
     unknown = sorted(set(options) - reader.hyper_parameters)

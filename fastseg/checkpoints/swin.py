@@ -16,7 +16,7 @@ from fastseg.checkpoints.files import tensors_of
 from fastseg.checkpoints.fill import fill
 from fastseg.checkpoints.folders import read_checkpoint
 from fastseg.checkpoints.formats import recognise
-from fastseg.checkpoints.keys import Keys, renamed
+from fastseg.checkpoints.keys import Keys, renamed, with_joined_rows
 
 AUTHORS = "the authors' Swin"
 TIMM = "timm Swin"
@@ -150,21 +150,10 @@ def with_our_names(
         key: tensor for key, tensor in renamed(own, RULES[found]).items() if not UNUSED.match(key)
     }
     if found == TRANSFORMERS:
-        return with_joined_qkv(state_dict)
+        return with_joined_rows(state_dict, (".attn.q.", ".attn.k.", ".attn.v."), ".attn.qkv.")
     if found == MMDETECTION:
         return with_authors_merging(state_dict)
     return state_dict
-
-
-def with_joined_qkv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Puts the rows of query, key and value of each attention into one tensor."""
-    result = dict(state_dict)
-    for key in state_dict:
-        names = [key.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
-        if ".attn.q." in key and all(name in result for name in names):
-            rows = [result.pop(name) for name in names]
-            result[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat(rows)
-    return result
 
 
 def with_authors_merging(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

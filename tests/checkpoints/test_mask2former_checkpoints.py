@@ -1,0 +1,497 @@
+"""Checkpoints of Mask2Former: whose they are, what is inferred, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fastseg import categories, load_model, models
+from fastseg.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from fastseg.backbones.swin import SwinTransformer
+from fastseg.checkpoints import mask2former
+from fastseg.layers.batch_norm import FrozenBatchNorm2d
+from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder
+from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder
+from fastseg.models import Mask2Former
+
+
+def small_backbone(kind: str, **options) -> ResNet | SwinTransformer:
+    if kind == "swin":
+        return SwinTransformer(
+            embed_channels=8, depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 4), window_size=3
+        )
+    return ResNet(block=Bottleneck, depths=(1, 2, 1, 1), width=8, **options)
+
+
+def small_model(backbone: nn.Module, *, num_classes: int = 3, channels: int = 32) -> Mask2Former:
+    """A network in which every size differs from the usual."""
+    torch.manual_seed(0)
+    model = Mask2Former(
+        backbone=backbone,
+        pixel_decoder=MSDeformAttnPixelDecoder(
+            in_channels=backbone.out_channels,
+            channels=32,
+            mask_channels=96,
+            num_heads=2,
+            num_layers=2,
+            ffn_channels=24,
+        ),
+        decoder=MaskedAttentionDecoder(
+            num_classes=num_classes,
+            num_queries=5,
+            in_channels=32,
+            channels=channels,
+            mask_channels=96,
+            num_heads=2,
+            num_layers=4,
+            ffn_channels=40,
+        ),
+    )
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.normal_(std=0.2)
+                tensor.add_(1.0 if "norm" in name or "running_var" in name else 0.0)
+    return model
+
+
+# Our names -> the peers', written down apart from the rules under test.
+DETECTRON2_RESNET = [
+    (r"^backbone\.(conv1|bn1)\.", r"backbone.stem.\1."),
+    (r"^backbone\.layer1\.", "backbone.res2."),
+    (r"^backbone\.layer2\.", "backbone.res3."),
+    (r"^backbone\.layer3\.", "backbone.res4."),
+    (r"^backbone\.layer4\.", "backbone.res5."),
+    (r"^(backbone.*)\.bn(\d)\.", r"\1.conv\2.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+]
+ORIGINAL_LAYERS = [
+    (r"^decoder\.layers\.(\d)\.cross_attn\.",
+     r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.multihead_attn."),
+    (r"^decoder\.layers\.(\d)\.cross_norm\.",
+     r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.norm."),
+    (r"^decoder\.layers\.(\d)\.self_attn\.",
+     r"sem_seg_head.predictor.transformer_self_attention_layers.\1.self_attn."),
+    (r"^decoder\.layers\.(\d)\.self_norm\.",
+     r"sem_seg_head.predictor.transformer_self_attention_layers.\1.norm."),
+    (r"^decoder\.layers\.", "sem_seg_head.predictor.transformer_ffn_layers."),
+]  # fmt: skip
+ORIGINAL = [
+    *DETECTRON2_RESNET,
+    (r"^pixel_decoder\.input_projections\.", "sem_seg_head.pixel_decoder.input_proj."),
+    (r"^pixel_decoder\.level_embed", "sem_seg_head.pixel_decoder.transformer.level_embed"),
+    (r"^pixel_decoder\.layers\.", "sem_seg_head.pixel_decoder.transformer.encoder.layers."),
+    (r"^pixel_decoder\.lateral\.0\.", "sem_seg_head.pixel_decoder.adapter_1."),
+    (r"^pixel_decoder\.lateral\.1\.", "sem_seg_head.pixel_decoder.adapter_1.norm."),
+    (r"^pixel_decoder\.output\.0\.", "sem_seg_head.pixel_decoder.layer_1."),
+    (r"^pixel_decoder\.output\.1\.", "sem_seg_head.pixel_decoder.layer_1.norm."),
+    (r"^pixel_decoder\.", "sem_seg_head.pixel_decoder."),
+    *ORIGINAL_LAYERS,
+    (r"^decoder\.norm\.", "sem_seg_head.predictor.decoder_norm."),
+    (r"^decoder\.query_features\.", "sem_seg_head.predictor.query_feat."),
+    (r"^decoder\.class_predictor\.", "sem_seg_head.predictor.class_embed."),
+    (r"^decoder\.mask_embed\.", "sem_seg_head.predictor.mask_embed.layers."),
+    (r"^decoder\.input_projections\.", "sem_seg_head.predictor.input_proj."),
+    (r"^decoder\.", "sem_seg_head.predictor."),
+]
+ORIGINAL_OLD = [
+    *ORIGINAL,
+    (r"^sem_seg_head\.pixel_decoder\.", "sem_seg_head."),
+    (r"\.query_feat\.", ".static_query."),
+]
+SWIN_OF_MMDETECTION = [
+    (r"^(backbone\.patch_embed)\.proj\.", r"\1.projection."),
+    (r"^backbone\.layers\.", "backbone.stages."),
+    (r"^(backbone.*)\.attn\.", r"\1.attn.w_msa."),
+    (r"^(backbone.*)\.mlp\.fc1\.", r"\1.ffn.layers.0.0."),
+    (r"^(backbone.*)\.mlp\.fc2\.", r"\1.ffn.layers.1."),
+]
+MMDETECTION = [
+    *SWIN_OF_MMDETECTION,
+    (r"^pixel_decoder\.input_projections\.(\d)\.0\.",
+     r"panoptic_head.pixel_decoder.input_convs.\1.conv."),
+    (r"^pixel_decoder\.input_projections\.(\d)\.1\.",
+     r"panoptic_head.pixel_decoder.input_convs.\1.gn."),
+    (r"^pixel_decoder\.level_embed", "panoptic_head.pixel_decoder.level_encoding.weight"),
+    (r"^pixel_decoder\.lateral\.0\.", "panoptic_head.pixel_decoder.lateral_convs.0.conv."),
+    (r"^pixel_decoder\.lateral\.1\.", "panoptic_head.pixel_decoder.lateral_convs.0.gn."),
+    (r"^pixel_decoder\.output\.0\.", "panoptic_head.pixel_decoder.output_convs.0.conv."),
+    (r"^pixel_decoder\.output\.1\.", "panoptic_head.pixel_decoder.output_convs.0.gn."),
+    (r"^pixel_decoder\.mask_features\.", "panoptic_head.pixel_decoder.mask_feature."),
+    (r"^(pixel_decoder\.layers.*)\.norm1\.", r"\1.norms.0."),
+    (r"^(pixel_decoder\.layers.*)\.norm2\.", r"\1.norms.1."),
+    (r"^(decoder\.layers.*)\.cross_norm\.", r"\1.norms.0."),
+    (r"^(decoder\.layers.*)\.self_norm\.", r"\1.norms.1."),
+    (r"^(decoder\.layers.*)\.norm\.", r"\1.norms.2."),
+    (r"^(decoder\.layers.*_attn)\.", r"\1.attn."),
+    (r"\.linear1\.", ".ffn.layers.0.0."),
+    (r"\.linear2\.", ".ffn.layers.1."),
+    (r"^pixel_decoder\.layers\.", "panoptic_head.pixel_decoder.encoder.layers."),
+    (r"^decoder\.layers\.", "panoptic_head.transformer_decoder.layers."),
+    (r"^decoder\.norm\.", "panoptic_head.transformer_decoder.post_norm."),
+    (r"^decoder\.query_features\.", "panoptic_head.query_feat."),
+    (r"^decoder\.class_predictor\.", "panoptic_head.cls_embed."),
+    (r"^decoder\.mask_embed\.2\.", "panoptic_head.mask_embed.4."),
+    (r"^decoder\.mask_embed\.1\.", "panoptic_head.mask_embed.2."),
+    (r"^decoder\.input_projections\.", "panoptic_head.decoder_input_projs."),
+    (r"^decoder\.", "panoptic_head."),
+]  # fmt: skip
+MMDETECTION_2 = [
+    *MMDETECTION,
+    (r"(pixel_decoder.*)\.self_attn\.", r"\1.attentions.0."),
+    (r"(transformer_decoder.*)\.cross_attn\.", r"\1.attentions.0."),
+    (r"(transformer_decoder.*)\.self_attn\.", r"\1.attentions.1."),
+    (r"^(panoptic_head.*)\.ffn\.layers\.", r"\1.ffns.0.layers."),
+]
+TRANSFORMERS_BACKBONE = [
+    (r"^backbone\.patch_embed\.proj\.", "backbone.embeddings.patch_embeddings.projection."),
+    (r"^backbone\.patch_embed\.norm\.", "backbone.embeddings.norm."),
+    (r"^backbone\.layers\.", "backbone.encoder.layers."),
+    (r"^(backbone.*\.blocks.*)\.norm1\.", r"\1.layernorm_before."),
+    (r"^(backbone.*\.blocks.*)\.norm2\.", r"\1.layernorm_after."),
+    *((rf"^backbone\.norm{i}\.", f"backbone.hidden_states_norms.stage{i + 1}.") for i in range(4)),
+    (r"^backbone\.conv1\.", "backbone.embedder.embedder.convolution."),
+    (r"^backbone\.bn1\.", "backbone.embedder.embedder.normalization."),
+    *(
+        (rf"^backbone\.layer{i + 1}\.(\d)\.", rf"backbone.encoder.stages.{i}.layers.\1.")
+        for i in range(4)
+    ),
+    *((rf"\.conv{i + 1}\.", f".layer.{i}.convolution.") for i in range(3)),
+    *((rf"\.bn{i + 1}\.", f".layer.{i}.normalization.") for i in range(3)),
+    (r"\.downsample\.0\.", ".shortcut.convolution."),
+    (r"\.downsample\.1\.", ".shortcut.normalization."),
+    (r"^backbone\.", "model.pixel_level_module.encoder."),
+]
+TRANSFORMERS_4 = [
+    (r"^(backbone.*)\.attn\.qkv\.", r"\1.attention.self.{query,key,value}."),
+    (r"^(backbone.*)\.attn\.proj\.", r"\1.attention.output.dense."),
+    (r"^(backbone.*)\.attn\.relative", r"\1.attention.self.relative"),
+    (r"^(backbone.*)\.mlp\.fc1\.", r"\1.intermediate.dense."),
+    (r"^(backbone.*)\.mlp\.fc2\.", r"\1.output.dense."),
+    *TRANSFORMERS_BACKBONE,
+    (r"^(pixel_decoder\.layers.*)\.norm1\.", r"\1.self_attn_layer_norm."),
+    (r"^((?:pixel_)?decoder\.layers.*)\.norm2?\.", r"\1.final_layer_norm."),
+    (r"\.linear(\d)\.", r".fc\1."),
+    (r"^pixel_decoder\.layers\.", "pixel_decoder.encoder.layers."),
+    (r"^pixel_decoder\.lateral\.", "pixel_decoder.adapter_1."),
+    (r"^pixel_decoder\.output\.", "pixel_decoder.layer_1."),
+    (r"^pixel_decoder\.mask_features\.", "pixel_decoder.mask_projection."),
+    (r"^pixel_decoder\.", "model.pixel_level_module.decoder."),
+    (r"^(decoder\.layers.*)\.(cross|self)_norm\.", r"\1.\2_attn_layer_norm."),
+    (r"\.self_attn\.in_proj_", ".self_attn.{q_proj,k_proj,v_proj}."),
+    (r"^decoder\.layers\.", "model.transformer_module.decoder.layers."),
+    (r"^decoder\.norm\.", "model.transformer_module.decoder.layernorm."),
+    (r"^decoder\.mask_embed\.(\d)\.",
+     r"model.transformer_module.decoder.mask_predictor.mask_embedder.\1.0."),
+    (r"^decoder\.class_predictor\.", "class_predictor."),
+    (r"^decoder\.query_features\.", "model.transformer_module.queries_features."),
+    (r"^decoder\.query_embed\.", "model.transformer_module.queries_embedder."),
+    (r"^decoder\.", "model.transformer_module."),
+]  # fmt: skip
+TRANSFORMERS_5 = [
+    (r"^(backbone.*)\.attn\.qkv\.", r"\1.attention.{q_proj,k_proj,v_proj}."),
+    (r"^(backbone.*)\.attn\.proj\.", r"\1.attention.o_proj."),
+    (r"^(backbone.*)\.attn\.relative", r"\1.attention.relative_position_bias.relative"),
+    *TRANSFORMERS_BACKBONE,
+    (r"^(model\.pixel_level_module\.encoder)\.(embeddings|encoder\.layers)\.", r"\1.swin.\2."),
+    *TRANSFORMERS_4,
+]
+PEERS = {
+    "ours": [],
+    "original": ORIGINAL,
+    "original, first version": ORIGINAL_OLD,
+    "mmdetection 3": MMDETECTION,
+    "mmdetection 2": MMDETECTION_2,
+    "transformers 4": TRANSFORMERS_4,
+    "transformers 5": TRANSFORMERS_5,
+}
+
+
+def under_names(state_dict: dict[str, Tensor], rules: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """A model's tensors as the peer stores them."""
+    result = {}
+    for key, tensor in state_dict.items():
+        if rules[: len(SWIN_OF_MMDETECTION)] == SWIN_OF_MMDETECTION and re.search(
+            r"backbone\.layers.*\.downsample\.", key
+        ):
+            # [..., right, down, C] -> [..., C, down, right].
+            *rows, inputs = tensor.shape
+            tensor = tensor.reshape(*rows, 4, inputs // 4)[..., [0, 2, 1, 3], :]
+            tensor = tensor.transpose(-1, -2).reshape(*rows, inputs)
+        for ours, theirs in rules:
+            key = re.sub(ours, theirs, key)
+        if found := re.search(r"\{(.*)\}", key):
+            for name, part in zip(found[1].split(","), tensor.chunk(3), strict=True):
+                result[key.replace(found[0], name)] = part
+        else:
+            result[key] = tensor
+    return result
+
+
+def assert_same(loaded: Mask2Former, expected: Mask2Former) -> None:
+    assert str(loaded) == str(expected)
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor), key
+    assert not loaded.training
+    heads = [module.num_heads for module in expected.modules() if hasattr(module, "num_heads")]
+    assert [m.num_heads for m in loaded.modules() if hasattr(m, "num_heads")] == heads
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+@pytest.mark.parametrize("peer", PEERS)
+def test_structure_is_read_off_the_tensors(peer, backbone):
+    expected = small_model(small_backbone(backbone))
+    state_dict = under_names(expected.state_dict(), PEERS[peer])
+    common = set(state_dict) & set(expected.state_dict())
+    assert peer == "ours" or not any("decoder" in key for key in common)
+    assert_same(load_model(state_dict), expected)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_other_width_in_the_decoder(peer):
+    """It gives the decoder projections of its inputs."""
+    expected = small_model(small_backbone("resnet"), channels=48)
+    assert "decoder.input_projections.0.weight" in expected.state_dict()
+    assert_same(load_model(under_names(expected.state_dict(), PEERS[peer])), expected)
+
+
+@pytest.mark.parametrize(
+    ("peer", "beside"),
+    [
+        ("original", {"criterion.empty_weight": torch.ones(4)}),
+        ("original", {"backbone.layers.0.blocks.0.attn.relative_position_index": torch.ones(9, 9)}),
+        ("mmdetection 3", {"backbone.bn1.num_batches_tracked": torch.tensor(3)}),
+        ("transformers 4", {"criterion.empty_weight": torch.ones(4)}),
+        ("transformers 5", {"model.pixel_level_module.encoder.swin.layernorm.bias": torch.ones(8)}),
+    ],
+)
+def test_what_is_not_needed_is_left_out(peer, beside):
+    backbone = "resnet" if "bn1" in next(iter(beside)) else "swin"
+    expected = small_model(small_backbone(backbone))
+    state_dict = under_names(expected.state_dict(), PEERS[peer])
+    assert_same(load_model({**state_dict, **beside}), expected)
+
+
+def test_trained_normalisation_of_ours_stays():
+    expected = small_model(small_backbone("resnet", norm_layer=nn.BatchNorm2d))
+    assert_same(load_model(expected.state_dict()), expected)
+    # The peers' does not train: mmdetection and the original freeze it.
+    loaded = load_model(under_names(expected.state_dict(), MMDETECTION))
+    assert isinstance(loaded.backbone.bn1, FrozenBatchNorm2d)
+
+
+def test_basic_blocks():
+    backbone = ResNet(block=BasicBlock, depths=(1, 1, 1, 1), width=8)
+    expected = small_model(backbone)
+    for rules in (ORIGINAL, MMDETECTION, TRANSFORMERS_4):
+        assert_same(load_model(under_names(expected.state_dict(), rules)), expected)
+
+
+BUILDERS = [name for name in models.__all__ if name.startswith("mask2former_")]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_network_of_the_zoo_is_recognised(name):
+    assert len(BUILDERS) == 6
+    with torch.device("meta"):
+        built = getattr(models, name)(num_classes=7)
+        read = mask2former.build(
+            built.state_dict(),
+            batch_norm_eps=1e-5,
+            stride_in_1x1=False,
+            num_heads=None,
+            hyper_parameters={},
+        )
+    assert str(read) == str(built)
+
+
+@pytest.mark.parametrize(
+    ("known", "task"),
+    [
+        (categories.COCO, "instance"),
+        (categories.COCO_PANOPTIC, "panoptic"),
+        (categories.ADE20K, "semantic"),
+        (categories.CITYSCAPES, "semantic"),
+        (None, "instance"),
+    ],
+)
+def test_classes_and_task_by_their_number(known, task):
+    model = small_model(small_backbone("swin"), num_classes=len(known or range(11)))
+    load = partial(load_model, under_names(model.state_dict(), ORIGINAL))
+    loaded = load()
+    assert loaded.task == task
+    assert loaded.class_names == (known and known.names)
+    assert loaded.thing_classes == (known.things if known else tuple(range(11)))
+    assert load(task="panoptic").task == "panoptic"
+    changed = load(thing_classes=[1], class_names=[str(i) for i in range(len(known or range(11)))])
+    assert changed.thing_classes == (1,)
+    assert changed.class_names[3] == "3"
+
+
+@pytest.mark.parametrize("keys", [("classes", "thing_classes"), ("CLASSES", "THING_CLASSES")])
+def test_things_of_mmdetection(keys):
+    """A panoptic data set says which of its classes are things; SOLO has no use for it."""
+    names, things = keys
+    meta = {"dataset_meta": {names: ("cat", "sky", "dog"), things: ["cat", "dog"]}}
+    state_dict = under_names(small_model(small_backbone("resnet")).state_dict(), MMDETECTION)
+    loaded = load_model({"meta": meta, "state_dict": state_dict})
+    assert loaded.class_names == ("cat", "sky", "dog")
+    assert loaded.thing_classes == (0, 2)
+    assert loaded.task == "panoptic"
+    assert load_model({"meta": meta, "state_dict": state_dict}, task="semantic").task == "semantic"
+    with torch.device("meta"):
+        solo = models.solov2_light_resnet18_fpn(num_classes=3)
+    zeros = {key: torch.zeros(tensor.shape) for key, tensor in solo.state_dict().items()}
+    solo = load_model({"meta": meta, "state_dict": zeros})
+    assert solo.class_names == ("cat", "sky", "dog")
+
+
+def test_every_hyper_parameter_arrives():
+    loaded = load_model(
+        small_model(small_backbone("resnet")).state_dict(),
+        task="semantic",
+        min_size=64,
+        max_size=90,
+        size_divisible=64,
+        top_k=7,
+        object_mask_threshold=0.7,
+        overlap_threshold=0.6,
+        stride_in_1x1=True,
+        batch_norm_eps=0.5,
+        image_mean=(0.1, 0.2, 0.3),
+        image_std=(0.4, 0.5, 0.6),
+    )
+    transform = loaded.transform
+    assert (transform.min_size, transform.max_size, transform.size_divisible) == (64, 90, 64)
+    assert (transform.image_mean, transform.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (loaded.task, loaded.top_k) == ("semantic", 7)
+    assert (loaded.object_mask_threshold, loaded.overlap_threshold) == (0.7, 0.6)
+    assert loaded.backbone.layer2[0].conv1.stride == (2, 2)
+    assert loaded.backbone.bn1.eps == 0.5
+
+
+def test_number_of_heads():
+    """Twice the heads with half the points have attention weights of the same shape."""
+    expected = small_model(small_backbone("resnet"))
+    loaded = load_model(expected.state_dict(), num_heads=4)
+    attention = loaded.pixel_decoder.layers[0].self_attn
+    assert (attention.num_heads, attention.num_points) == (4, 2)
+    assert loaded.decoder.layers[0].cross_attn.num_heads == 4
+
+
+def test_own_file_with_configuration(tmp_path):
+    expected = small_model(small_backbone("swin"))
+    config = {"arch": "mask2former", "classes": ["a", "b", "c"], "task": "panoptic"}
+    path = tmp_path / "model.safetensors"
+    save_file(expected.state_dict(), path, metadata={"config": json.dumps(config)})
+    loaded = load_model(path)
+    assert_same(loaded, expected)
+    assert (loaded.class_names, loaded.task) == (("a", "b", "c"), "panoptic")
+    config["arch"] = "solo"
+    save_file(expected.state_dict(), path, metadata={"config": json.dumps(config)})
+    with pytest.raises(ValueError, match="says that it is 'solo', not 'mask2former'"):
+        load_model(path)
+
+
+def test_pickle_of_the_original(tmp_path):
+    expected = small_model(small_backbone("resnet"))
+    state_dict = under_names(expected.state_dict(), ORIGINAL)
+    content = {"model": {key: tensor.numpy() for key, tensor in state_dict.items()}}
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({**content, "__author__": "the authors"}))
+    assert_same(load_model(path), expected)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"model_final\.pkl cannot be read"):
+        load_model(path)
+
+
+def test_folder_of_transformers(tmp_path):
+    expected = small_model(small_backbone("swin"))
+    tensors = under_names(expected.state_dict(), TRANSFORMERS_4)
+    tensors = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+    places = {}
+    for i, key in enumerate(tensors):
+        places[key] = f"model-0000{1 + i % 3}-of-00003.safetensors"
+    for part in set(places.values()):
+        save_file({k: v for k, v in tensors.items() if places[k] == part}, tmp_path / part)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = {
+        "model_type": "mask2former",
+        "id2label": {"0": "cat", "1": "dog", "2": "sky"},
+        "num_attention_heads": 2,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    images = {"size": {"shortest_edge": 640, "longest_edge": 2560}, "size_divisor": 32}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    loaded = load_model(tmp_path)
+    assert_same(loaded, expected)
+    assert loaded.class_names == ("cat", "dog", "sky")
+    assert (loaded.transform.min_size, loaded.transform.max_size) == (640, 2560)
+    assert load_model(tmp_path / "model.safetensors.index.json", min_size=1).transform.min_size == 1
+
+
+def test_models_for_videos(tmp_path):
+    """Their tensors are those of images: 40 classes without names are YouTube-VIS'."""
+    model = small_model(small_backbone("resnet"), num_classes=40)
+    state_dict = under_names(model.state_dict(), ORIGINAL)
+    with pytest.warns(UserWarning, match="40 classes without names, as Mask2Former for videos"):
+        load_model(state_dict)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(state_dict, class_names=[str(i) for i in range(40)])
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "video_mask2former"}')
+    with pytest.raises(ValueError, match="is a model for videos: video_mask2former"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_what_does_not_fit_is_named(peer):
+    state_dict = under_names(small_model(small_backbone("swin")).state_dict(), PEERS[peer])
+    load = partial(load_model, state_dict)
+    with pytest.raises(TypeError, match="score_thr"):
+        load(score_thr=0.1)
+    of_features = re.compile(r".*(?:feat|static_query|query_features|queries_features)\.weight")
+    [features] = [key for key in state_dict if of_features.fullmatch(key)]
+    state_dict["extra.weight"] = torch.zeros(1)
+    state_dict[features.replace("weight", "bias")] = torch.zeros(1)
+    [classes] = [key for key in state_dict if re.search(r"(cls|class)_(embed|pred.*)\.bias", key)]
+    state_dict[classes] = torch.zeros(9)
+    del state_dict[next(key for key in state_dict if key.endswith("level_embed.weight"))]
+    with pytest.raises(ValueError, match="does not fit Mask2Former") as error:
+        load()
+    for part in (
+        "unknown keys: decoder.query_features.bias, extra.weight;",
+        "missing keys: decoder.level_embed.weight;",
+        "decoder.class_predictor.bias is [9] instead of [4]",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        (("bbox_attention.q_proj.weight", "mask_head.conv1.conv.weight"), "DETR with masks"),
+        (("class_labels_classifier.bias", "bbox_predictor.layers.0.bias"), "transformers DETR"),
+        (("class_embed.0.bias", "bbox_embed.0.layers.0.bias"), "Deformable DETR"),
+        (("model.pixel_level_module.a", "model.task_encoder.b"), "transformers OneFormer"),
+        (("query.weight", "class_predictor.bias", "mask_head.fc1.bias"), "transformers EoMT"),
+        (("pixel_level_module.encoder.a",), "without class predictor"),
+        (("sem_seg_head.pixel_decoder.a", "sem_seg_head.predictor.decoder.b"), "Mask DINO"),
+        (("decode_head.pixel_decoder.a", "decode_head.query_feat.b"), "mmsegmentation"),
+        (("something.else",), "no known format"),
+    ],
+)
+def test_other_networks_are_refused_by_name(keys, name):
+    with pytest.raises(ValueError, match=f"looks like .*{name}.*load_model.. reads .*Mask2Former"):
+        load_model({key: torch.zeros(1) for key in keys})
