@@ -8,9 +8,9 @@ namespace fastseg {
 
 // Points are of the maps' accumulation type. A map must span fewer than 2^31 elements.
 struct PointSampleParams {
-  View<4> input;   // [N, C, H, W], any strides
+  View<4> input;   // [N, C, H, W], any strides, floating point or boolean
   View<3> points;  // [N, P, 2]: x, y in units of the map's width and height
-  View<3> output;  // [N, C, P], written
+  View<3> output;  // [N, C, P] of input's type, float32 where that is boolean; written
 };
 
 void point_sample_cpu(const PointSampleParams& params);

@@ -30,7 +30,8 @@ void forward(const py::object& input, const py::object& points, const py::object
   PointSampleParams params;
   params.input = read_maps(maps);
   params.points = read_points(point_array, maps);
-  result.expect_dtype({maps.dtype()}).expect_device(maps);
+  result.expect_dtype({maps.dtype() == DType::boolean ? DType::f32 : maps.dtype()});
+  result.expect_device(maps);
   params.output = result.expect_shape({maps.size(0), maps.size(1), point_array.size(1)}).view<3>();
   launch_on(maps.device(), stream, params, point_sample_cpu, FASTSEG_CUDA(point_sample_cuda));
 }

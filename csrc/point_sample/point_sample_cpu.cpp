@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "core/cpu_dispatch.h"
-#include "core/dispatch.h"
 #include "core/huge_pages.h"
 #include "core/parallel.h"
 #include "point_sample/point_sample_math.h"
@@ -138,9 +137,9 @@ void for_blocks(int64_t batch, int64_t channels, int64_t points, F f) {
   });
 }
 
-template <class T>
+template <class In, class Out>
 void forward(const PointSampleParams& p) {
-  using Acc = accumulate_t<T>;
+  using Acc = accumulate_t<In>;
   const bool empty = p.input.size[2] == 0 || p.input.size[3] == 0;
   const int64_t channels = p.output.size[1], step = p.output.stride[2];
   const int64_t to_east = p.input.size[3] == 1 ? 0 : p.input.stride[3];
@@ -150,9 +149,9 @@ void forward(const PointSampleParams& p) {
                Acc samples[kBlock] = {};
                if (!empty) taps.read(p.input, p.points, n, first, count);
                for (int64_t c = 0; c < channels; ++c) {
-                 if (!empty) sample(taps, p.input.at<const T>(n, c), to_east, count, samples);
-                 T* output = p.output.at<T>(n, c, first);
-                 for (int i = 0; i < count; ++i) output[i * step] = static_cast<T>(samples[i]);
+                 if (!empty) sample(taps, p.input.at<const In>(n, c), to_east, count, samples);
+                 Out* output = p.output.at<Out>(n, c, first);
+                 for (int i = 0; i < count; ++i) output[i * step] = static_cast<Out>(samples[i]);
                }
              });
 }
@@ -242,7 +241,8 @@ void points_grad(const PointSamplePointsGradParams& p) {
 void point_sample_cpu(const PointSampleParams& params) {
   const View<3>& output = params.output;
   advise_huge_pages(output.data, output.numel() * bytes_of(output.dtype));
-  dispatch_floating(output.dtype, "input", [&](auto zero) { forward<decltype(zero)>(params); });
+  dispatch_maps(params.input.dtype,
+                [&](auto cell, auto sample) { forward<decltype(cell), decltype(sample)>(params); });
 }
 
 void point_sample_input_grad_cpu(const PointSampleInputGradParams& params) {

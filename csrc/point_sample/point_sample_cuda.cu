@@ -1,6 +1,5 @@
 // Point sampling on CUDA: a thread locates one point and visits the channels of its chunk.
 #include "core/cuda.cuh"
-#include "core/dispatch.h"
 #include "point_sample/point_sample_math.h"
 
 namespace fastseg {
@@ -36,15 +35,15 @@ __device__ Sample<Acc> locate_point(const View<4>& maps, const View<3>& points, 
   return locate(maps, point[0], point[points.stride[2]]);
 }
 
-template <class T>
+template <class In, class Out>
 __global__ void __launch_bounds__(kThreads) forward_kernel(PointSampleParams p) {
-  using Acc = accumulate_t<T>;
+  using Acc = accumulate_t<In>;
   const Place at =
       find_place(p.output.size[0], p.output.size[1], p.output.size[2], kChannelsPerThread);
   if (!at.exists) return;
   const Sample<Acc> sample = locate_point<Acc>(p.input, p.points, at);
   for (int64_t c = at.first; c < at.end; ++c) {
-    const T* map = p.input.at<const T>(at.n, c);
+    const In* map = p.input.at<const In>(at.n, c);
     Acc sum = 0;
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
@@ -52,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(PointSampleParams p) 
       if (sample.cell[corner] < 0 || weight == Acc(0)) continue;
       sum = multiply_add(static_cast<Acc>(map[sample.cell[corner]]), weight, sum);
     }
-    *p.output.at<T>(at.n, c, at.point) = static_cast<T>(sum);
+    *p.output.at<Out>(at.n, c, at.point) = static_cast<Out>(sum);
   }
 }
 
@@ -132,9 +131,9 @@ __global__ void __launch_bounds__(kThreads) points_grad_kernel(PointSamplePoints
 }  // namespace
 
 void point_sample_cuda(const PointSampleParams& p, cudaStream_t stream) {
-  dispatch_floating(p.input.dtype, "input", [&](auto zero) {
-    launch("point_sample", forward_kernel<decltype(zero)>, grid_of(p.output, kChannelsPerThread),
-           kThreads, 0, stream, p);
+  dispatch_maps(p.input.dtype, [&](auto cell, auto sample) {
+    launch("point_sample", forward_kernel<decltype(cell), decltype(sample)>,
+           grid_of(p.output, kChannelsPerThread), kThreads, 0, stream, p);
   });
 }
 

@@ -1,10 +1,18 @@
 // What a point reads and how it pulls on it: the arithmetic that CPU and CUDA share.
 #pragma once
 
+#include "core/dispatch.h"
 #include "core/zero_padding.h"
 #include "point_sample/point_sample.h"
 
 namespace fastseg {
+
+// f(cell, sample): zeros of the types of the maps' cells and of their samples.
+template <class F>
+void dispatch_maps(DType maps, F&& f) {
+  if (maps == DType::boolean) return f(uint8_t{}, float{});
+  dispatch_floating(maps, "input", [&](auto zero) { f(zero, zero); });
+}
 
 // The cells around point (x, y) of each map of `maps`, as offsets from the map's first element.
 template <class Acc>

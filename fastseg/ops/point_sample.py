@@ -29,25 +29,28 @@ def point_sample(input: Tensor, points: Tensor) -> Tensor:
     detectron2, Mask2Former and mmcv.
 
     Args:
-        input: [N, C, H, W] float32/float64/float16/bfloat16, any strides. Where maps share their
-            points, let them be channels: each point is then located once.
+        input: [N, C, H, W] float32/float64/float16/bfloat16, or bool for masks of zeros and ones;
+            any strides. Where maps share their points, let them be channels: each point is then
+            located once.
         points: [N, P, 2], x and y in units of the map's width and height: 0 and 1 are the borders,
             pixel centres lie at half pixels. Used in float32 (float64 for float64 input) whatever
             its type. A sample at NaN is 0.
 
     Returns:
-        [N, C, P] of input's dtype; sums are float32 (float64). Differentiable twice in both
-        tensors. On CUDA the gradient of input is summed in an order that varies, unless
-        `torch.use_deterministic_algorithms(True)`: then in fixed point, and wholly NaN where a
-        gradient is not finite.
+        [N, C, P] of input's dtype, float32 for bool; sums are float32 (float64). Differentiable
+        twice in both tensors. On CUDA the gradient of input is summed in an order that varies,
+        unless `torch.use_deterministic_algorithms(True)`: then in fixed point, and wholly NaN
+        where a gradient is not finite.
 
     Raises:
         ValueError: shapes or types do not fit, or a map spans 2^31 elements or more.
     """
     for name, tensor, dims in (("input", input, 4), ("points", points, 3)):
-        if tensor.dim() != dims or not tensor.is_floating_point():
+        masks = name == "input" and tensor.dtype == torch.bool
+        if tensor.dim() != dims or not (tensor.is_floating_point() or masks):
+            wanted = "floating point or bool" if name == "input" else "floating point"
             raise ValueError(
-                f"{name} must be floating point with {dims} dimensions, got {tensor.dtype} of "
+                f"{name} must be {wanted} with {dims} dimensions, got {tensor.dtype} of "
                 f"shape {tuple(tensor.shape)}"
             )
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
@@ -80,7 +83,7 @@ def sample_uncertain_points(
 
     Returns:
         [N, P, 2] float32, x and y in [0, 1) as `point_sample` takes them: first the uncertain
-        points, the most uncertain first. Without gradient.
+        points, in any order. Without gradient.
 
     Raises:
         ValueError: a shape, number or ratio is out of range.
@@ -108,7 +111,8 @@ def sample_uncertain_points(
     else:
         candidates = torch.rand(sizes[0], generator=generator, device=logits.device)
     certainty = point_sample(logits, candidates)[:, 0].abs()
-    chosen = torch.topk(-certainty, uncertain, dim=1).indices
+    # To sort them would take longer than to choose them.
+    chosen = torch.topk(certainty, uncertain, dim=1, largest=False, sorted=False).indices
     points = torch.gather(candidates, 1, chosen[..., None].expand(-1, -1, 2))
     if random is None:
         rest = torch.rand(sizes[1], generator=generator, device=logits.device)
@@ -125,7 +129,8 @@ def _forward(input: Tensor, points: Tensor) -> Tensor:
 
 @torch.library.register_fake("fastseg::point_sample")
 def _forward_fake(input: Tensor, points: Tensor) -> Tensor:
-    return input.new_empty(*input.shape[:2], points.shape[1])
+    dtype = torch.float32 if input.dtype == torch.bool else input.dtype
+    return input.new_empty(*input.shape[:2], points.shape[1], dtype=dtype)
 
 
 @torch.library.impl(LIBRARY, "point_sample_input_grad", "CPU")
@@ -185,7 +190,9 @@ def _autograd(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
             grad_output, points, *ctx.size, _deterministic(grad_output)
         )
     if ctx.needs_input_grad[1]:
-        grad_points = torch.ops.fastseg.point_sample_points_grad(grad_output, input, points)
+        grad_points = torch.ops.fastseg.point_sample_points_grad(
+            grad_output, input.to(grad_output.dtype), points
+        )
     return grad_input, grad_points
 
 
