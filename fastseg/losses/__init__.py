@@ -1,7 +1,18 @@
 """What models are trained with: targets, costs and losses."""
 
-from fastseg.losses.mask_matching import matching_costs
+from fastseg.losses.mask2former import Mask2FormerLoss
+from fastseg.losses.mask_matching import Matches, match_instances, matching_costs
+from fastseg.losses.set_losses import MaskLosses
 from fastseg.losses.solo import SOLOLoss, SOLOLosses
 from fastseg.losses.solo_targets import InstanceTargets
 
-__all__ = ["InstanceTargets", "SOLOLoss", "SOLOLosses", "matching_costs"]
+__all__ = [
+    "InstanceTargets",
+    "Mask2FormerLoss",
+    "MaskLosses",
+    "Matches",
+    "SOLOLoss",
+    "SOLOLosses",
+    "match_instances",
+    "matching_costs",
+]

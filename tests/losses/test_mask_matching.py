@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
+import mask2former_golden as golden
 import pytest
 import torch
 from mmdetection_peer import import_mmdet
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastseg.losses import InstanceTargets, matching_costs
-
-GOLDEN = load_file(Path(__file__).parents[1] / "data" / "mask2former_matching.safetensors")
-SIZES = [(155, 187), (128, 150)]
-PADDED = (160, 192)
 
 
 def instances(masks: Tensor, labels: Tensor) -> InstanceTargets:
@@ -96,17 +89,13 @@ def test_matches_mmdetection() -> None:
 
 def test_stored_matches_of_mask2former() -> None:
     optimize = pytest.importorskip("scipy.optimize")
-    targets = []
-    for i, (height, width) in enumerate(SIZES):
-        bits = np.unpackbits(GOLDEN[f"masks{i}"].numpy(), axis=1, count=height * width)
-        masks = torch.from_numpy(bits).view(-1, height, width).bool()
-        targets.append(instances(masks, GOLDEN[f"labels{i}"]))
-    logits = (GOLDEN["class_logits"], GOLDEN["mask_logits"])
-    costs = matching_costs(*logits, targets, GOLDEN["points"], PADDED)
+    logits = (golden.MATCHING["class_logits"], golden.MATCHING["mask_logits"])
+    points = golden.MATCHING["points"]
+    costs = matching_costs(*logits, golden.targets(), points, golden.PADDED)
     for i, cost in enumerate(costs):
         queries, objects = optimize.linear_sum_assignment(cost)
-        assert queries.tolist() == GOLDEN[f"src{i}"].tolist()
-        assert objects.tolist() == GOLDEN[f"tgt{i}"].tolist()
+        assert queries.tolist() == golden.MATCHING[f"src{i}"].tolist()
+        assert objects.tolist() == golden.MATCHING[f"tgt{i}"].tolist()
 
 
 def test_single_precision_under_autocast() -> None:
@@ -151,7 +140,7 @@ def test_wrong_input() -> None:
     short = [*targets[:2], instances(targets[2].masks, targets[2].labels[:1])]
     with pytest.raises(ValueError, match=r"targets\[2\] must have labels \[N\] and masks.*\(1,\)"):
         matching_costs(class_logits, mask_logits, short, points, size)
-    for label in (-1, 5):  # 5 is "no instance"
+    for label in (-1, 5):  # 5 is "no object"
         targets[2].labels[1] = label
         with pytest.raises(ValueError, match="labels of image 2 must be within 0 and 4"):
             matching_costs(class_logits, mask_logits, targets, points, size)
