@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import mask2former_golden as golden
+import mask2former_training as golden
 import pytest
 import torch
 from mmdetection_peer import import_mmdet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mask2former_golden as golden
+import mask2former_training as golden
 import pytest
 import torch
 from mmdetection_peer import import_mmdet
