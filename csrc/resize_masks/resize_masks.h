@@ -1,30 +1,21 @@
-// From low-resolution mask logits or probabilities to masks of the image's size: one or two
-// bilinear resizes (torch's F.interpolate, align_corners=False) with a crop in between, then a
-// threshold, without the resized values ever lying in memory.
-//
-// Models need two: the network's output goes to the size of its padded input (`via`), the padding
-// is cropped off, and the rest goes to the size of the original image.
+// From low-resolution mask logits or probabilities to masks of the image's size: resizing (see
+// core/resize_steps.h), then a threshold, without the resized values ever lying in memory.
 #pragma once
 
 #include <string>
 
 #include "core/device.h"
+#include "core/resize_steps.h"
 #include "core/view.h"
 
 namespace fastseg {
 
 struct ResizeMasksParams {
-  View<3> masks;         // [N, h, w] float32, float16 or bfloat16, any strides
-  int64_t via[2] = {};   // height and width of the first resize; zeros: there is one alone
-  int64_t crop[2] = {};  // rows and columns of it that the second one starts from
-  int64_t height = 0;    // of the result
-  int64_t width = 0;
+  View<3> masks;  // [N, h, w] float32, float16 or bfloat16, any strides
+  ResizeSteps steps;
   float threshold = 0.0f;  // values > threshold are inside
-
-  bool has_via() const { return via[0] > 0; }
 };
 
-// All sides are at least 1 and below 2^31.
 struct ResizeMasksToPixelsParams {
   ResizeMasksParams resize;
   View<3> output;  // [N, H, W] uint8 or bool, contiguous, written: 0 or 1; or

@@ -1,44 +1,15 @@
 #include "bindings/array.h"
+#include "bindings/resize_steps.h"
 #include "bindings/rles.h"
 #include "resize_masks/resize_masks.h"
 
 namespace fastseg {
 namespace {
 
-using Sides = std::vector<int64_t>;
-
-void check_sides(const char* name, const Sides& sides) {
-  constexpr int64_t kMaxSide = 0x7fffffff;
-  FASTSEG_CHECK(sides.size() == 2 && sides[0] >= 1 && sides[1] >= 1 && sides[0] <= kMaxSide &&
-                    sides[1] <= kMaxSide,
-                name, " must be (height, width) of at least 1 and below 2^31, got (",
-                sides.empty() ? "" : std::to_string(sides[0]),
-                sides.size() < 2 ? "" : ", " + std::to_string(sides[1]), ")");
-}
-
-// `via` and `crop` are empty where there is one resize alone.
 ResizeMasksParams make_params(const Array& masks, const Sides& size, const Sides& via,
                               const Sides& crop, double threshold) {
-  ResizeMasksParams params;
-  params.masks = masks.expect_dtype({DType::f32, DType::f16, DType::bf16}).view<3>();
-  const int64_t* cells = params.masks.size;
-  FASTSEG_CHECK(cells[1] > 0 && cells[2] > 0, "masks must have rows and columns, got shape ",
-                masks.shape());
-  check_sides("masks' size", {cells[1], cells[2]});
-  check_sides("size", size);
-  params.height = size[0];
-  params.width = size[1];
-  params.threshold = static_cast<float>(threshold);
-  if (via.empty() && crop.empty()) return params;
-  check_sides("via", via);
-  check_sides("crop", crop);
-  for (int d = 0; d < 2; ++d) {
-    params.via[d] = via[d];
-    params.crop[d] = crop[d];
-  }
-  FASTSEG_CHECK(crop[0] <= via[0] && crop[1] <= via[1], "crop must lie within via (", via[0], ", ",
-                via[1], "), got (", crop[0], ", ", crop[1], ")");
-  return params;
+  return {masks.view<3>(), read_resize_steps(masks, size, via, crop),
+          static_cast<float>(threshold)};
 }
 
 // The output is pixels [N, H, W], or words [N, H, ceil(W / 64)] int64 of masks of this width.

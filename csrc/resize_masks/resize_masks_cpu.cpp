@@ -1,7 +1,6 @@
 // Resizing on the CPU, in strips of 64 columns, so that a row of a strip is one word of bits. Where
 // all the cells behind a strip's rows are far from the threshold on the same side, as in most of a
-// usual mask, its rows are known at once. Elsewhere they are computed from top to bottom, and rows
-// that lie between the same two rows of a stage's input share these, resampled to its columns.
+// usual mask, its rows are known at once. Elsewhere core/resized_rows.h computes them.
 #include <algorithm>
 #include <vector>
 
@@ -10,6 +9,7 @@
 #include "core/dispatch.h"
 #include "core/huge_pages.h"
 #include "core/parallel.h"
+#include "core/resized_rows.h"
 #include "resize_masks/resize_masks_math.h"
 #include "rle/rle_math.h"
 #include "rle/transitions.h"
@@ -18,59 +18,19 @@ namespace fastseg {
 namespace FASTSEG_ISA {
 namespace {
 
-constexpr int64_t kStripColumns = 64;
-
-// One resize: from which cells each of its rows and columns comes.
-struct Stage {
-  Blend blend;
-  std::vector<Tap> rows;
-  std::vector<int> low, high;  // per column
-  std::vector<float> low_weight, high_weight;
-
-  // From `cells` (height, width) to `pixels`, of which `rows` and `columns` are needed; the last
-  // column is repeated until whole strips are full.
-  Stage(const int64_t* cells, const int64_t* pixels, int64_t num_rows, int64_t columns)
-      : blend(cpu_interpolate_blend(pixels[0], pixels[1])), rows(num_rows) {
-    for (int64_t y = 0; y < num_rows; ++y) {
-      rows[y] = stretched_tap(y, pixels[0], static_cast<int>(cells[0]));
-    }
-    const int64_t padded = (columns + kStripColumns - 1) / kStripColumns * kStripColumns;
-    for (int64_t x = 0; x < padded; ++x) {
-      const Tap tap =
-          stretched_tap(std::min(x, columns - 1), pixels[1], static_cast<int>(cells[1]));
-      low.push_back(tap.low);
-      high.push_back(tap.high);
-      low_weight.push_back(tap.low_weight);
-      high_weight.push_back(tap.high_weight);
-    }
-  }
-};
-
 // What all masks share.
-struct Plan {
-  int64_t cells[2];             // of a mask: height, width
-  int64_t height, width;        // of the result
-  std::vector<Stage> stages;    // one or two
-  std::vector<int> first_cell;  // the rows of cells that a row of the result comes from
-  std::vector<int> last_cell;
+struct Plan : ResizePlan {
+  int64_t cells[2];  // of a mask: height, width
   std::vector<int64_t>
       first_row;  // [cells[0] + 1]: the first row that comes from this one or below
   CertainLimits limits;
   float threshold;
 
   explicit Plan(const ResizeMasksParams& p)
-      : cells{p.masks.size[1], p.masks.size[2]},
-        height(p.height),
-        width(p.width),
+      : ResizePlan(p.steps),
+        cells{p.steps.cells[0], p.steps.cells[1]},
         limits(p.threshold),
         threshold(p.threshold) {
-    const int64_t size[2] = {height, width};
-    if (p.has_via()) stages.emplace_back(cells, p.via, p.crop[0], p.crop[1]);
-    stages.emplace_back(p.has_via() ? p.crop : cells, size, height, width);
-    for (const Tap& tap : stages.back().rows) {
-      first_cell.push_back(p.has_via() ? stages[0].rows[tap.low].low : tap.low);
-      last_cell.push_back(p.has_via() ? stages[0].rows[tap.high].high : tap.high);
-    }
     first_row.assign(cells[0] + 1, height);
     int64_t row = 0;
     for (int64_t cell = 0; cell < cells[0]; ++cell) {
@@ -78,93 +38,12 @@ struct Plan {
       first_row[cell] = row;
     }
   }
-
-  int64_t num_strips() const { return (width + kStripColumns - 1) / kStripColumns; }
-};
-
-// The rows of a stage's output at some of its columns, best from top to bottom.
-class StageRows {
- public:
-  explicit StageRows(const Stage& stage) : stage_(stage) {}
-
-  // Restricts the rows to columns [first, first + count).
-  void begin(int64_t first, int64_t count) {
-    first_ = first;
-    count_ = count;
-    for (Line& line : lines_) line.row = -1;
-  }
-
-  // Writes `count` values of row y; input(r) gives row r of the stage's input from its column 0.
-  template <class Input>
-  void write(int64_t y, Input&& input, float* __restrict out) {
-    const Tap& tap = stage_.rows[y];
-    const Line& north = line(tap.low, input);
-    const Line& south = line(tap.high, input);
-    const float* north_west = north.west.data();
-    const float* south_west = south.west.data();
-    if (stage_.blend == Blend::separable) {
-      const float north_weight = tap.low_weight, south_weight = tap.high_weight;
-      for (int64_t i = 0; i < count_; ++i) {
-        out[i] = blend_pair(north_west[i], north_weight, south_west[i], south_weight);
-      }
-      return;
-    }
-    const float *north_east = north.east.data(), *south_east = south.east.data();
-    const float* low_weight = stage_.low_weight.data() + first_;
-    const float* high_weight = stage_.high_weight.data() + first_;
-    for (int64_t i = 0; i < count_; ++i) {
-      out[i] = blend_four(Blend::east_first, tap, low_weight[i], high_weight[i], north_west[i],
-                          north_east[i], south_west[i], south_east[i]);
-    }
-  }
-
- private:
-  // A row of the input at the output's columns: the cells west and east of each, or for a separable
-  // blend their mean in `west`.
-  struct Line {
-    int row = -1;
-    std::vector<float> west, east;
-  };
-
-  // Neighbouring rows differ in parity, so that both that a row needs are kept.
-  template <class Input>
-  const Line& line(int row, Input&& input) {
-    Line& line = lines_[row % 2];
-    if (line.row == row) return line;
-    line.row = row;
-    const float* __restrict cells = input(row);
-    const int* __restrict low = stage_.low.data() + first_;
-    const int* __restrict high = stage_.high.data() + first_;
-    line.west.resize(std::max<size_t>(line.west.size(), count_));
-    float* __restrict west = line.west.data();
-    if (stage_.blend == Blend::separable) {
-      const float* __restrict low_weight = stage_.low_weight.data() + first_;
-      const float* __restrict high_weight = stage_.high_weight.data() + first_;
-      for (int64_t i = 0; i < count_; ++i) {
-        west[i] = blend_pair(cells[low[i]], low_weight[i], cells[high[i]], high_weight[i]);
-      }
-      return line;
-    }
-    line.east.resize(line.west.size());
-    float* __restrict east = line.east.data();
-    for (int64_t i = 0; i < count_; ++i) {
-      west[i] = cells[low[i]];
-      east[i] = cells[high[i]];
-    }
-    return line;
-  }
-
-  const Stage& stage_;
-  int64_t first_ = 0, count_ = 0;
-  Line lines_[2];
 };
 
 // Resizes one mask after the other.
 class MaskResizer {
  public:
-  explicit MaskResizer(const Plan& plan)
-      : plan_(plan), last_(plan.stages.back()), first_(plan.stages.front()) {
-    if (plan.stages.size() > 1) via_row_.resize(plan.stages.front().low.size());
+  explicit MaskResizer(const Plan& plan) : plan_(plan), rows_(plan) {
     cell_words_ = (plan.cells[1] + 63) / 64;
     above_.resize(plan.cells[0] * cell_words_);
     below_.resize(plan.cells[0] * cell_words_);
@@ -181,10 +60,9 @@ class MaskResizer {
   // bottom.
   template <class Sink>
   void strip(int64_t i, Sink&& sink) {
-    const int64_t first = i * kStripColumns;
-    const int64_t columns = std::min(kStripColumns, plan_.width - first);
+    const int64_t columns = std::min(kStripColumns, plan_.width - i * kStripColumns);
     const uint64_t full = ~uint64_t(0) >> (kStripColumns - columns);
-    begin_strip(first);
+    begin_strip(i);
     for (int64_t y = 0; y < plan_.height;) {
       const int cell = plan_.first_cell[y];
       if (sides_[cell] != Side::unknown && plan_.last_cell[y] < side_end_[cell]) {
@@ -250,16 +128,9 @@ class MaskResizer {
     return true;
   }
 
-  void begin_strip(int64_t first) {
-    int west = plan_.stages.back().low[first];
-    int east = plan_.stages.back().high[first + kStripColumns - 1];
-    last_.begin(first, kStripColumns);
-    if (plan_.stages.size() > 1) {
-      via_first_ = west;
-      first_.begin(west, east - west + 1);
-      east = plan_.stages[0].high[east];
-      west = plan_.stages[0].low[west];
-    }
+  void begin_strip(int64_t i) {
+    const int west = plan_.first_column(i), east = plan_.last_column(i);
+    rows_.begin(cells_, row_stride_, i);
     const int rows = static_cast<int>(plan_.cells[0]);
     for (int r = rows - 1; r >= 0; --r) {
       sides_[r] = all_set(above_.data() + r * cell_words_, west, east)   ? Side::above
@@ -271,23 +142,12 @@ class MaskResizer {
 
   uint64_t row_bits(int64_t y) {
     float values[kStripColumns];
-    const auto cells = [&](int row) { return cells_ + row * row_stride_; };
-    if (plan_.stages.size() == 1) {
-      last_.write(y, cells, values);
-    } else {
-      const auto via = [&](int row) {
-        first_.write(row, cells, via_row_.data() + via_first_);
-        return via_row_.data();
-      };
-      last_.write(y, via, values);
-    }
+    rows_.write(y, values);
     return pack_greater(values, plan_.threshold);
   }
 
   const Plan& plan_;
-  StageRows last_, first_;
-  std::vector<float> via_row_;  // of the first stage's output, the strip's columns are set
-  int64_t via_first_ = 0;
+  ResizedRows rows_;
   std::vector<float> converted_;
   const float* cells_ = nullptr;
   int64_t row_stride_ = 0;
