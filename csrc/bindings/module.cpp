@@ -19,6 +19,7 @@ void bind_matrix_nms(py::module_& module);
 void bind_ms_deform_attn(py::module_& module);
 void bind_nms(py::module_& module);
 void bind_pack_masks(py::module_& module);
+void bind_panoptic_map(py::module_& module);
 void bind_paste_masks(py::module_& module);
 void bind_point_sample(py::module_& module);
 void bind_resize_masks(py::module_& module);
@@ -81,6 +82,7 @@ PYBIND11_MODULE(_C, module) {
   fastseg::bind_ms_deform_attn(module);
   fastseg::bind_nms(module);
   fastseg::bind_pack_masks(module);
+  fastseg::bind_panoptic_map(module);
   fastseg::bind_paste_masks(module);
   fastseg::bind_point_sample(module);
   fastseg::bind_resize_masks(module);

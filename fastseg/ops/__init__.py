@@ -7,6 +7,7 @@ from fastseg.ops.matrix_nms import matrix_nms, matrix_nms_padded, matrix_nms_sco
 from fastseg.ops.ms_deform_attn import ms_deform_attn
 from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pack_masks import PackedMasks, pack_masks, unpack_masks
+from fastseg.ops.panoptic_map import panoptic_map
 from fastseg.ops.paste_masks import paste_masks
 from fastseg.ops.point_sample import point_sample, sample_uncertain_points
 from fastseg.ops.resize_masks import resize_masks
@@ -27,6 +28,7 @@ __all__ = [
     "multi_scale_roi_align",
     "nms",
     "pack_masks",
+    "panoptic_map",
     "paste_masks",
     "point_sample",
     "resize_masks",

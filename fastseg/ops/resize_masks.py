@@ -10,10 +10,9 @@ from torch import Tensor
 
 from fastseg import _C
 from fastseg.ops._registry import LIBRARY, stream_of
+from fastseg.ops._resize_steps import checked_masks, resize_steps
 from fastseg.ops.pack_masks import PackedMasks, empty_packed
 from fastseg.ops.rle import RLE, rles_of_words, words_for
-
-_MASK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _ARGUMENTS = "(Tensor masks, SymInt[2] size, SymInt[] via, SymInt[] crop, float threshold)"
 LIBRARY.define(f"resize_masks{_ARGUMENTS} -> Tensor")
@@ -103,35 +102,16 @@ def resize_masks(
         ValueError: a shape or output is wrong, a side is below 1, crop exceeds via or stands
             without it, or (for "rle") the result has 2^32 pixels or more.
     """
-    masks = _checked(masks)
-    if crop is not None and via is None:
-        raise ValueError(f"crop needs via, the size that it is a part of; got crop {tuple(crop)}")
-    stages = ([], []) if via is None else (list(via), list(via if crop is None else crop))
-    for name, sides in (("size", size), ("via", via), ("crop", crop)):
-        if sides is not None and (len(sides) != 2 or min(sides) < 1):
-            raise ValueError(f"{name} must be (height, width) of at least 1, got {tuple(sides)}")
+    masks = checked_masks(masks, "masks")
+    steps = resize_steps(size, via, crop)
     if output == "rle":
-        return _run_lengths(masks, list(size), *stages, threshold)
+        return _run_lengths(masks, *steps, threshold)
     if output == "packed":
-        words, areas, boxes = torch.ops.fastseg.resize_masks_packed(
-            masks, list(size), *stages, threshold
-        )
+        words, areas, boxes = torch.ops.fastseg.resize_masks_packed(masks, *steps, threshold)
         return PackedMasks(words, areas, boxes, size[1])
     if output != "bool":
         raise ValueError(f"output must be 'rle', 'bool' or 'packed', got {output!r}")
-    return torch.ops.fastseg.resize_masks(masks, list(size), *stages, threshold)
-
-
-def _checked(masks: Tensor) -> Tensor:
-    """Masks [N, h, w] of a type that the kernels read."""
-    shape = tuple(masks.shape)
-    if masks.dim() == 4 and shape[1] == 1:
-        masks = masks[:, 0]
-    if masks.dim() != 3:
-        raise ValueError(f"masks must have shape [N, h, w] or [N, 1, h, w], got {shape}")
-    if masks.dtype not in _MASK_DTYPES:
-        masks = masks.float()
-    return masks.detach()
+    return torch.ops.fastseg.resize_masks(masks, *steps, threshold)
 
 
 def _run_lengths(

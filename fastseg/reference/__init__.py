@@ -8,6 +8,7 @@ from fastseg.reference.matrix_nms import matrix_nms, matrix_nms_padded, matrix_n
 from fastseg.reference.ms_deform_attn import ms_deform_attn
 from fastseg.reference.nms import batched_nms, nms
 from fastseg.reference.pack_masks import pack_masks, unpack_masks
+from fastseg.reference.panoptic_map import panoptic_map
 from fastseg.reference.paste_masks import paste_masks
 from fastseg.reference.point_sample import point_sample
 from fastseg.reference.resize_masks import resize_masks
@@ -27,6 +28,7 @@ __all__ = [
     "multi_scale_roi_align",
     "nms",
     "pack_masks",
+    "panoptic_map",
     "paste_masks",
     "point_sample",
     "resize_masks",

@@ -22,13 +22,19 @@ def resize_masks(
     output: str = "rle",
 ) -> Tensor | list[dict[str, Any]] | PackedMasks:
     """See `fastseg.ops.resize_masks`."""
+    inside = resize_logits(masks, size, via, crop) > threshold
+    if output == "packed":
+        return pack_masks(inside)
+    return inside if output == "bool" else rle_encode(inside)
+
+
+def resize_logits(
+    masks: Tensor, size: tuple[int, int], via: tuple[int, int] | None, crop: tuple[int, int] | None
+) -> Tensor:
+    """float32 [N, H, W], the values that are compared with the threshold."""
     values = masks.float()[:, None]
     if via is not None:
         height, width = crop or via
         values = F.interpolate(values, via, mode="bilinear", align_corners=False)
         values = values[..., :height, :width]
-    values = F.interpolate(values, size, mode="bilinear", align_corners=False)
-    inside = values[:, 0] > threshold
-    if output == "packed":
-        return pack_masks(inside)
-    return inside if output == "bool" else rle_encode(inside)
+    return F.interpolate(values, size, mode="bilinear", align_corners=False)[:, 0]
