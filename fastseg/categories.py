@@ -41,6 +41,20 @@ def by_names(names: Sequence[str] | None) -> Categories | None:
     return next((one for one in DATA_SETS if one.names == tuple(names or ())), None)
 
 
+def class_name(label: int, names: Sequence[str] | None) -> str:
+    """Name of a label, "class 3" where there is none for label 3."""
+    return names[label] if names is not None and 0 <= label < len(names) else f"class {label}"
+
+
+def category_id(label: int, category_ids: Sequence[int] | None) -> int:
+    """Category id of a label: the label itself where `category_ids` is None."""
+    if category_ids is None:
+        return label
+    if not 0 <= label < len(category_ids):
+        raise ValueError(f"category_ids has {len(category_ids)} numbers, none for label {label}")
+    return int(category_ids[label])
+
+
 def _parsed(text: str) -> Categories:
     """Reads `name`, `name*` for a thing, and `id name` where ids are not the labels."""
     found = re.findall(r"(?:(\d+) )?([^\s\d,*][^,*\n]*)(\*?)", text)

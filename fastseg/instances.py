@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastseg.categories import category_id, class_name
 
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes}, as in COCO
 
@@ -116,11 +118,7 @@ class Instances:
     @property
     def names(self) -> list[str]:
         """Class name of each instance, "class 3" where the model has no name for label 3."""
-        known = self.class_names or ()
-        return [
-            known[label] if 0 <= label < len(known) else f"class {label}"
-            for label in self.labels.tolist()
-        ]
+        return [class_name(label, self.class_names) for label in self.labels.tolist()]
 
     def class_name(self, index: int) -> str:
         """Class name of one instance."""
@@ -155,18 +153,24 @@ class Instances:
             labels=self.labels.to(device),
         )
 
-    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+    def to_coco(
+        self, image_id: int | str, *, category_ids: Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
         """Entries of a COCO results file: JSON-ready, boxes as x, y, width, height.
 
         Args:
-            image_id: the image's id in the COCO dataset; `category_id` is the label.
+            image_id: the image's id in the COCO dataset.
+            category_ids: category id of each label; None: labels are ids.
+
+        Raises:
+            ValueError: there is no category id for a label.
         """
         corners = self.boxes.detach().double().cpu()
         boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
         return [
             {
                 "image_id": image_id,
-                "category_id": label,
+                "category_id": category_id(label, category_ids),
                 "bbox": box,
                 "score": score,
                 "segmentation": {"size": list(rle["size"]), "counts": _as_text(rle["counts"])},

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from fastseg import _C
-from fastseg.evaluation.panoptic_files import id2rgb, png_name
+from fastseg.categories import category_id, class_name
+from fastseg.evaluation.panoptic_files import MAX_ID, id2rgb, png_name
 
 VOID = 0  # the id of pixels that belong to no segment
 
@@ -24,7 +25,7 @@ class Segment:
     """One thing, or all that there is of one kind of stuff.
 
     Args:
-        id: its pixels have this number, which is 1 or more.
+        id: its pixels have this number, from 1 to 2^24 - 1.
         label: its class.
         is_thing: whether it is a countable object.
         score: the confidence.
@@ -49,7 +50,7 @@ class PanopticSegmentation:
 
     Raises:
         TypeError: ids are no integers.
-        ValueError: ids have another shape, or a segment's id is 0 or less or comes twice.
+        ValueError: ids have another shape, or a segment's id is out of range or comes twice.
     """
 
     ids: Tensor
@@ -60,9 +61,10 @@ class PanopticSegmentation:
         _check_map("ids", self.ids)
         counts = Counter(segment.id for segment in self.segments)
         for number, count in counts.items():
-            if number <= VOID or count > 1:
-                problem = "comes twice" if count > 1 else "must be 1 or more"
-                raise ValueError(f"segments: id {number} {problem}")
+            if count > 1:
+                raise ValueError(f"segments: id {number} comes twice")
+            if not VOID < number <= MAX_ID:
+                raise ValueError(f"segments: ids must be from 1 to {MAX_ID}, got {number}")
 
     def __len__(self) -> int:
         return len(self.segments)
@@ -88,6 +90,10 @@ class PanopticSegmentation:
             [segment.id for segment in self.segments], dtype=self.ids.dtype, device=self.ids.device
         )
         return self.ids == numbers[:, None, None]
+
+    def numbered(self) -> NDArray[Any]:
+        """[height, width] unsigned: k where the k-th segment is, counted from 1, and 0 for void."""
+        return places(self.ids, [segment.id for segment in self.segments])
 
     def above(self, score: float) -> PanopticSegmentation:
         """The segments with a score greater than `score`; the others' pixels become void."""
@@ -115,7 +121,7 @@ class PanopticSegmentation:
         return [
             {
                 "id": segment.id,
-                "category_id": _category(segment.label, category_ids),
+                "category_id": category_id(segment.label, category_ids),
                 "bbox": boxes[segment.id],
                 "area": segment.area,
                 "iscrowd": 0,
@@ -144,7 +150,7 @@ class PanopticSegmentation:
             writes both.
 
         Raises:
-            ValueError: see `segments_info`; or an id does not fit three bytes.
+            ValueError: see `segments_info`.
         """
         annotation = {
             "image_id": image_id,
@@ -207,7 +213,7 @@ class SemanticSegmentation:
         Raises:
             ValueError: there is no value for a label, or it does not fit 16 bits.
         """
-        values = {label: _category(label, category_ids) for label in sorted(self.areas())}
+        values = {label: category_id(label, category_ids) for label in sorted(self.areas())}
         for label, value in values.items():
             if label < 0 or not 0 <= value <= 65535:
                 raise ValueError(f"a label image holds 0 to 65535, got {value} for label {label}")
@@ -217,9 +223,22 @@ class SemanticSegmentation:
         return Image.fromarray(table[self.labels.cpu().numpy()])
 
 
-def class_name(label: int, names: Sequence[str] | None) -> str:
-    """Name of a label, "class 3" where there is none for label 3."""
-    return names[label] if names is not None and 0 <= label < len(names) else f"class {label}"
+def places(values: Tensor, wanted: Sequence[int]) -> NDArray[Any]:
+    """Where each value stands in `wanted`, counted from 1, and 0 for others.
+
+    Args:
+        values: integers of any shape.
+        wanted: different numbers of 0 or more, and not so large that a table of them is.
+
+    Returns:
+        Unsigned integers of the least width that suffices.
+    """
+    array = values.cpu().numpy()
+    beyond = max(wanted, default=0) + 1
+    table = np.zeros(beyond + 1, np.min_scalar_type(len(wanted)))
+    table[list(wanted)] = np.arange(1, len(wanted) + 1)
+    known = (array >= 0) & (array <= beyond)
+    return table[np.where(known, array, beyond)]
 
 
 def _check_map(name: str, values: Tensor) -> None:
@@ -227,14 +246,6 @@ def _check_map(name: str, values: Tensor) -> None:
         raise TypeError(f"{name} must be integer, got {values.dtype}")
     if values.dim() != 2:
         raise ValueError(f"{name} must be [height, width], got {list(values.shape)}")
-
-
-def _category(label: int, category_ids: Sequence[int] | None) -> int:
-    if category_ids is None:
-        return label
-    if not 0 <= label < len(category_ids):
-        raise ValueError(f"category_ids has {len(category_ids)} numbers, none for label {label}")
-    return int(category_ids[label])
 
 
 def _boxes(ids: NDArray[Any]) -> dict[int, list[int]]:

@@ -113,6 +113,10 @@ def test_coco_results_are_json_that_pycocotools_decodes(instances, masks):
     assert entries[0]["score"] == pytest.approx(0.9)
     decoded = [coco_mask.decode(entry["segmentation"]) for entry in entries]
     assert np.array_equal(np.stack(decoded), masks.numpy())
+    mapped = instances.to_coco(17, category_ids=[0, 10, 20])
+    assert [entry["category_id"] for entry in mapped] == [10, 20, 10]
+    with pytest.raises(ValueError, match="category_ids has 2 numbers, none for label 2"):
+        instances.to_coco(17, category_ids=[0, 10])
 
 
 def test_torchvision_form_has_float_masks_with_a_channel(instances, masks):

@@ -216,5 +216,5 @@ def test_arguments_out_of_range_are_named(options, message):
 
 
 def test_an_image_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="the image is 4x8, the instances belong to one of 8x4"):
+    with pytest.raises(ValueError, match="the image is 4x8, the result belongs to one of 8x4"):
         draw(grey(4, 8), instances_of(torch.ones(1, 8, 4).bool()))
