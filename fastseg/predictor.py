@@ -1,4 +1,4 @@
-"""From images of any kind to `Instances`: reading, batching, device, dtype, CUDA graphs."""
+"""From images of any kind to results: reading, batching, device, dtype, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from fastseg import _C
 from fastseg.cuda_graphs import GraphedForward
 from fastseg.images import ImageInput, image_files, load_image
 from fastseg.instances import Instances
+from fastseg.segmentation import PanopticSegmentation, SemanticSegmentation
+
+Result: TypeAlias = Instances | PanopticSegmentation | SemanticSegmentation
 
 
 @dataclass
@@ -31,20 +34,20 @@ class Prediction:
     Args:
         source: the input as it was given.
         image: [3, height, width] as it was read, None if that failed.
-        instances: the result, None if there is an error.
+        result: of the kind that belongs to the task, None if there is an error.
         error: what went wrong with this image.
         seconds: time the image's batch took, divided by the images in it.
     """
 
     source: Any
     image: Tensor | None = None
-    instances: Instances | None = None
+    result: Result | None = None
     error: Exception | None = None
     seconds: float = 0.0
 
 
 class Predictor:
-    """Finds the instances in images.
+    """Finds the instances or segments in images, or the class of each pixel.
 
     Args:
         model: a model, the path of a checkpoint (see `fastseg.load_model`), or None for the default
@@ -53,14 +56,16 @@ class Predictor:
         device: default: the GPU where there is one, else the CPU.
         dtype: data type of the weights and activations; default: the model's own, which is float32
             for checkpoints.
-        score_threshold: only instances with a greater score are returned. The model has a
-            threshold of its own (often 0.05) that comes first.
+        score_threshold: only instances and segments with a greater score are returned. The model
+            has a threshold of its own that comes first (often 0.05; of panoptic segments 0.8).
+        task: "instance", "panoptic" or "semantic", if the model can do it (see its `tasks`);
+            default: what the model was made for.
         batch_size: images that run together; default: 8 on a GPU, 1 on a CPU, where more gain
             nothing. Images of a batch are padded to a common size.
         cuda_graphs: on a GPU, replay the model from CUDA graphs (see `GraphedForward`).
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or the model cannot do the task.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Predictor:
         dtype: torch.dtype | None = None,
         score_threshold: float | None = None,
         *,
+        task: str | None = None,
         batch_size: int | None = None,
         cuda_graphs: bool = True,
     ) -> None:
@@ -85,11 +91,14 @@ class Predictor:
         self.batch_size = batch_size
         self.score_threshold = score_threshold
         self.model = _model(model, self.device, dtype)
+        self.task = _task(self.model, task)
+        if self.task == "semantic" and score_threshold is not None:
+            raise ValueError("score_threshold is not for task 'semantic', which has no scores")
         self.dtype = next((p.dtype for p in self.model.parameters()), dtype or torch.float32)
         graphs = cuda_graphs and self.device.type == "cuda"
         self._forward = GraphedForward(self.model) if graphs else self.model
 
-    def __call__(self, inputs: ImageInput | Sequence[ImageInput]) -> Instances | list[Instances]:
+    def __call__(self, inputs: ImageInput | Sequence[ImageInput]) -> Result | list[Result]:
         """Predicts one image or several.
 
         Args:
@@ -98,7 +107,8 @@ class Predictor:
                 list of images of any of these kinds.
 
         Returns:
-            `Instances` on the CPU, at the image's own size; a list for a list or directory.
+            `Instances`, `PanopticSegmentation` or `SemanticSegmentation`, by the task, on the CPU,
+            at the image's own size; a list for a list or directory.
 
         Raises:
             ImageError: if an image cannot be read; the message names the file.
@@ -126,12 +136,12 @@ class Predictor:
                 batch = [pending.popleft() for _ in range(min(self.batch_size, len(pending)))]
                 yield from self._predict_batch(batch)
 
-    def _predict_all(self, inputs: Sequence[ImageInput]) -> list[Instances]:
+    def _predict_all(self, inputs: Sequence[ImageInput]) -> list[Result]:
         results = []
         for prediction in self.stream(inputs):
-            if prediction.instances is None:
+            if prediction.result is None:
                 raise cast(Exception, prediction.error)
-            results.append(prediction.instances)
+            results.append(prediction.result)
         return results
 
     def _predict_batch(
@@ -164,35 +174,50 @@ class Predictor:
             for prediction in predictions:
                 self._fill([prediction])
             return
-        for prediction, instances in zip(predictions, results, strict=True):
-            prediction.instances = instances
+        for prediction, result in zip(predictions, results, strict=True):
+            prediction.result = result
 
-    def _predict(self, images: Sequence[Tensor]) -> list[Instances]:
+    def _predict(self, images: Sequence[Tensor]) -> list[Result]:
+        # Models for one task alone have no choice to be told.
+        options = {"task": self.task} if hasattr(self.model, "task") else {}
         with torch.inference_mode(), self._device_guard():
             batch = self.model.preprocess([self._upload(image) for image in images])
             pixels = batch.pixels.to(self.dtype, memory_format=torch.channels_last)
-            detections = self._forward(pixels, batch.sizes)
-            results = self.model.postprocess(detections, batch)
-        return [self._finished(instances) for instances in results]
+            predictions = self._forward(pixels, batch.sizes)
+            results = self.model.postprocess(predictions, batch, **options)
+        return [self._finished(result) for result in results]
 
     def _upload(self, image: Tensor) -> Tensor:
         """uint8 goes over the bus as it is, a quarter of the floats."""
         moved = image.to(self.device)
         return moved / 255 if moved.dtype == torch.uint8 else moved
 
-    def _finished(self, instances: Instances) -> Instances:
+    def _finished(self, result: Result) -> Result:
         """On the CPU, in ordinary tensors: those of inference mode refuse autograd and writes."""
-        if self.score_threshold is not None:
-            instances = instances.above(self.score_threshold)
-        return replace(
-            instances,
-            boxes=instances.boxes.to("cpu", copy=True),
-            scores=instances.scores.to("cpu", copy=True),
-            labels=instances.labels.to("cpu", copy=True),
-        )
+        if self.score_threshold is not None and not isinstance(result, SemanticSegmentation):
+            result = result.above(self.score_threshold)
+        values = {field.name: getattr(result, field.name) for field in fields(result)}
+        copies: dict[str, Any] = {
+            name: value.to("cpu", copy=True)
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+        return replace(result, **copies)
 
     def _device_guard(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+
+def _task(model: Any, task: str | None) -> str:
+    """The task that a model shall do: its own where none is asked for."""
+    tasks = getattr(model, "tasks", ("instance",))
+    if task is None:
+        return getattr(model, "task", tasks[0])
+    if task not in tasks:
+        raise ValueError(
+            f"{type(model).__name__} cannot do task {task!r}; its tasks: {', '.join(tasks)}"
+        )
+    return task
 
 
 def _device(device: torch.device | str | None) -> torch.device:

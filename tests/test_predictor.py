@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from encoded_truth import LABELS, EncodedTruth
 from PIL import Image
 
 import fastseg
@@ -14,6 +15,7 @@ from fastseg.images import ImageError, load_image
 from fastseg.instances import Instances
 from fastseg.ops import rle_encode
 from fastseg.predictor import Predictor
+from fastseg.segmentation import PanopticSegmentation, SemanticSegmentation
 
 HISTOLOGY = SAMPLES / "histology_pink.png"
 DENSE = SAMPLES / "fluorescence_dense.png"
@@ -126,7 +128,7 @@ def test_stream_takes_few_images_ahead():
 
     stream = Predictor(MeanModel(), "cpu", batch_size=2).stream(endless())
     for expected in (1, 2, 3, 4, 5):
-        assert next(stream).instances.labels.tolist() == [expected]
+        assert next(stream).result.labels.tolist() == [expected]
     assert len(taken) <= 8
     stream.close()
 
@@ -143,7 +145,7 @@ def test_a_failing_image_costs_no_other_its_result(tmp_path):
     assert "broken.png" in str(failed[1])
     assert str(failed[3]) == "out of memory"
     good = [prediction for prediction in predictions if prediction.error is None]
-    assert labels_of(prediction.instances for prediction in good) == [[1], [2], [3], [4]]
+    assert labels_of(prediction.result for prediction in good) == [[1], [2], [3], [4]]
     assert all(prediction.seconds > 0 for prediction in good)
     assert torch.equal(good[0].image, load_image(inputs[0]))
 
@@ -190,6 +192,50 @@ def test_arguments_out_of_range_are_named(arguments, message):
 def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match="got Linear"):
         Predictor(torch.nn.Linear(1, 1), "cpu")
+
+
+def test_the_task_is_the_models_own_unless_another_is_asked_for():
+    for own, asked, kind in (
+        ("panoptic", None, PanopticSegmentation),
+        ("panoptic", "semantic", SemanticSegmentation),
+        ("semantic", "instance", Instances),
+    ):
+        predictor = Predictor(EncodedTruth(own), "cpu", task=asked)
+        assert predictor.task == (asked or own)
+        number = next(number for number, label in LABELS.items() if label < 80)
+        color = [number & 255, number >> 8 & 255, number >> 16]
+        image = np.full((4, 5, 3), color, np.uint8)
+        assert isinstance(predictor(image), kind)
+        assert predictor(image).image_size == (4, 5)
+
+
+def test_segments_and_labels_are_ordinary_tensors_on_the_cpu():
+    for task, name in (("panoptic", "ids"), ("semantic", "labels")):
+        (prediction,) = Predictor(EncodedTruth(), "cpu", task=task).stream([plain(0)])
+        values = getattr(prediction.result, name)
+        assert values.device.type == "cpu" and not values.is_inference()
+        values += 1
+
+
+def test_score_threshold_of_segments_makes_void():
+    number = next(iter(LABELS))
+    image = np.full((4, 5, 3), [number & 255, number >> 8 & 255, number >> 16], np.uint8)
+    for threshold, count in ((0.89, 1), (0.9, 0)):
+        result = Predictor(EncodedTruth(), "cpu", score_threshold=threshold)(image)
+        assert len(result) == count and result.ids.any() == count
+    with pytest.raises(ValueError, match="task 'semantic', which has no scores"):
+        Predictor(EncodedTruth("semantic"), "cpu", score_threshold=0.5)
+
+
+def test_a_task_that_the_model_cannot_do_is_named_with_the_model():
+    for model in (MeanModel(), fastseg.default_model()):
+        assert Predictor(model, "cpu", task="instance").task == Predictor(model, "cpu").task
+        name = type(model).__name__
+        with pytest.raises(ValueError, match=f"{name} cannot do task 'panoptic'; .* instance"):
+            Predictor(model, "cpu", task="panoptic")
+    with pytest.raises(ValueError, match="EncodedTruth cannot do task 'depth'"):
+        Predictor(EncodedTruth(), "cpu", task="depth")
+    assert Predictor(MeanModel(), "cpu", task="instance")(plain(7)).labels.tolist() == [7]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -62,6 +62,8 @@ class MaskRCNN(nn.Module):
         class_names: names indexed by label, background first.
     """
 
+    tasks: tuple[str, ...] = ("instance",)
+
     def __init__(
         self,
         *,

@@ -62,6 +62,8 @@ class SOLO(nn.Module):
         class_names: names indexed by label.
     """
 
+    tasks: tuple[str, ...] = ("instance",)
+
     def __init__(
         self,
         *,
