@@ -6,6 +6,7 @@ mask; everything comes from a small network with random weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +48,22 @@ def targets(tensors: dict[str, Tensor] = MATCHING, names: str = "{}{}") -> list[
 def predictions() -> list[MaskPredictions]:
     """aux0 and final."""
     return [MaskPredictions(one["class_logits"], one["mask_logits"]) for one in (LOSSES, MATCHING)]
+
+
+def random_numbers(tensors: dict[str, Tensor]) -> list[Tensor]:
+    """What the original drew, of the complete fixture's five predictions."""
+    order = ["final", *(f"aux{i}" for i in range(4))]
+    kinds = ("match_img0", "match_img1", "loss_oversampled", "loss_random")
+    return [tensors[f"rand/{name}.{kind}"] for name in order for kind in kinds]
+
+
+def replay(numbers: list[Tensor]) -> Callable[[tuple[int, ...]], Tensor]:
+    """Draws what was drawn before, and no more than that."""
+    left: Iterator[Tensor] = iter(numbers)
+
+    def rand(shape: tuple[int, ...]) -> Tensor:
+        drawn = next(left)
+        assert drawn.shape == shape
+        return drawn
+
+    return rand

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -60,25 +61,15 @@ def gradients(losses: MaskLosses, predictions: list[MaskPredictions]) -> list[Te
     return list(torch.autograd.grad(losses.total, leaves))
 
 
-def replay(numbers: list[Tensor]) -> Callable[[tuple[int, ...]], Tensor]:
-    """Draws what was drawn before, and no more than that."""
-    left: Iterator[Tensor] = iter(numbers)
-
-    def rand(shape: tuple[int, ...]) -> Tensor:
-        drawn = next(left)
-        assert drawn.shape == shape
-        return drawn
-
-    return rand
-
-
 def test_stored_losses_of_the_original() -> None:
     numbers = []
     for name, matching in (("final", golden.MATCHING), ("aux0", golden.LOSSES)):
         numbers += list(matching["points"][:, None])
         numbers += [golden.POINTS[f"{name}.draws"], golden.POINTS[f"{name}.rest"]]
     loss = Mask2FormerLoss(num_points=golden.NUM_POINTS)
-    losses = loss(golden.predictions(), golden.targets(), golden.PADDED, rand=replay(numbers))
+    losses = loss(
+        golden.predictions(), golden.targets(), golden.PADDED, rand=golden.replay(numbers)
+    )
     named = losses.named()
     assert len(named) == 6
     for name, value in named.items():
@@ -104,9 +95,6 @@ def test_all_stored_losses_of_the_original() -> None:
     """Of all layers; the class predictor's bias gets the sum of the gradients of its outputs."""
     folder = Path(os.environ["FASTSEG_GOLDEN"]) / "mask2former_official"
     tensors = load_file(folder / "fixture.safetensors")
-    order = ["final", *(f"aux{i}" for i in range(4))]
-    kinds = ("match_img0", "match_img1", "loss_oversampled", "loss_random")
-    numbers = [tensors[f"rand/{name}.{kind}"] for name in order for kind in kinds]
     predictions = [
         MaskPredictions(
             tensors[f"mid/{prefix}pred_logits"].requires_grad_(), tensors[f"mid/{prefix}pred_masks"]
@@ -118,7 +106,8 @@ def test_all_stored_losses_of_the_original() -> None:
         f"{kind}{i}": tensors[f"in/gt{i}_{name}"] for kind, name in renamed.items() for i in (0, 1)
     }
     loss = Mask2FormerLoss(num_points=golden.NUM_POINTS)
-    losses = loss(predictions, golden.targets(found), golden.PADDED, rand=replay(numbers))
+    rand = golden.replay(golden.random_numbers(tensors))
+    losses = loss(predictions, golden.targets(found), golden.PADDED, rand=rand)
     assert len(losses.named()) == 15
     for name, value in losses.named().items():
         torch.testing.assert_close(value, tensors[f"train/{name}"], rtol=3e-6, atol=0)
@@ -191,7 +180,9 @@ def test_losses_and_gradients_equal_mmdetections(counts: tuple[int, ...]) -> Non
         test_cfg=config.test_cfg,
     )
     config.panoptic_head.loss_cls.class_weight = NUM_CLASSES * [1.0] + [0.1]
-    head = mmdet.registry.MODELS.build(config.panoptic_head)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        head = mmdet.registry.MODELS.build(config.panoptic_head)
 
     (prediction,), targets = random_predictions(layers=1), random_targets(counts)
     truth = [InstanceData(labels=one.labels, masks=padded_masks(one)) for one in targets]
