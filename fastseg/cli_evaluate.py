@@ -1,4 +1,4 @@
-"""`fastseg evaluate`: results against annotations, by COCO's, LVIS', video and panoptic metrics."""
+"""`fastseg evaluate`: results against annotations, by the metrics of many data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from fastseg.evaluation.detections import DetectionEvaluator
 
 MEASURES = ("bbox", "segm", "boundary")
-PROTOCOLS = ("lvis", "video", "panoptic")
+PROTOCOLS = ("lvis", "video", "panoptic", "semantic", "cityscapes")
+ALONE = ("panoptic", "semantic", "cityscapes")  # metrics that go with no other
 DEFAULT_LIMITS = {"coco": (1, 10, 100), "video": (1, 10, 100), "lvis": (300,)}
 
 
@@ -24,15 +25,23 @@ def add_command(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="compare results with annotations",
-        description="Compares results with annotations, as pycocotools, lvis and panopticapi do, "
-        "but faster.",
+        description="Compares results with annotations, as pycocotools, lvis, panopticapi and "
+        "cityscapesscripts do, but faster.",
     )
     evaluate.set_defaults(command=run)
     evaluate.add_argument(
-        "--gt", type=Path, required=True, metavar="FILE", help="annotations, COCO's JSON"
+        "--gt",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="annotations, COCO's JSON; for semantic and cityscapes a folder of PNGs",
     )
     evaluate.add_argument(
-        "--results", type=Path, required=True, metavar="FILE", help="results, COCO's JSON"
+        "--results",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="results, COCO's JSON; for semantic a folder of PNGs",
     )
     evaluate.add_argument(
         "--metric",
@@ -40,7 +49,7 @@ def add_command(commands: Any) -> None:
         default=("segm",),
         metavar="LIST",
         help="of bbox, segm and boundary; with lvis or video by those data sets' rules; or "
-        "panoptic; default: segm",
+        "panoptic, semantic (mean IoU) or cityscapes (AP of instances); default: segm",
     )
     evaluate.add_argument(
         "--max-dets",
@@ -58,13 +67,31 @@ def add_command(commands: Any) -> None:
     evaluate.add_argument(
         "--class-agnostic", action="store_true", help="match whatever the categories"
     )
+    _add_options_of_maps(evaluate)
+    evaluate.add_argument("--summary", action="store_true", help="print no table of categories")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    evaluate.add_argument("--plot", type=Path, metavar="FILE", help="draw precision and recall")
+
+
+def _add_options_of_maps(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--gt-folder", type=Path, metavar="DIR", help="PNGs of panoptic --gt")
     evaluate.add_argument(
         "--results-folder", type=Path, metavar="DIR", help="PNGs of panoptic --results"
     )
-    evaluate.add_argument("--summary", action="store_true", help="print no table of categories")
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
-    evaluate.add_argument("--plot", type=Path, metavar="FILE", help="draw precision and recall")
+    evaluate.add_argument(
+        "--num-classes",
+        type=int,
+        metavar="N",
+        help="of semantic label images; default: what classes.json beside the results says",
+    )
+    evaluate.add_argument(
+        "--ignore", type=int, default=255, metavar="LABEL", help="of semantic --gt; default: 255"
+    )
+    evaluate.add_argument(
+        "--zero-is-void",
+        action="store_true",
+        help="semantic --gt counts classes from 1, as ADE20K does",
+    )
 
 
 def _metrics(text: str) -> tuple[str, ...]:
@@ -73,7 +100,8 @@ def _metrics(text: str) -> tuple[str, ...]:
         if word not in (*MEASURES, *PROTOCOLS):
             known = ", ".join((*MEASURES, *PROTOCOLS))
             raise argparse.ArgumentTypeError(f"{word!r} is none of {known}")
-    if sum(word in PROTOCOLS for word in metrics) > 1 or ("panoptic" in metrics and metrics[1:]):
+    alone = any(word in ALONE for word in metrics) and len(metrics) > 1
+    if alone or sum(word in PROTOCOLS for word in metrics) > 1:
         raise argparse.ArgumentTypeError(f"{text} do not go together")
     return metrics
 
@@ -97,8 +125,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
-            is_panoptic = options.metric == ("panoptic",)
-            found = _panoptic(options) if is_panoptic else _detections(options)
+            found = EVALUATIONS.get(options.metric[0], _detections)(options)
     except (OSError, ValueError, TypeError, KeyError) as error:  # no such file, malformed
         raise UsageError(str(error)) from error
     if options.json is not None:
@@ -112,8 +139,8 @@ def run(options: argparse.Namespace) -> int:
 def _check_plot(options: argparse.Namespace) -> None:
     from fastseg.cli import UsageError
 
-    if options.metric == ("panoptic",):
-        raise UsageError("--plot draws precision and recall, which panoptic quality has not")
+    if options.metric[0] in ALONE:
+        raise UsageError(f"--plot draws precision and recall, not for {options.metric[0]}")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -216,6 +243,61 @@ def _panoptic(options: argparse.Namespace) -> dict[str, Any]:
         ]
         _print_table(["Category", "PQ", "SQ", "RQ"], rows)
     return found
+
+
+def _semantic(options: argparse.Namespace) -> dict[str, Any]:
+    from fastseg.categories import class_name
+    from fastseg.cli import UsageError, progress
+    from fastseg.evaluation import evaluate_semantic
+
+    names: dict[int, str] = {}
+    listing = options.results / "classes.json"
+    if listing.exists():
+        known = json.loads(listing.read_text(encoding="utf-8"))
+        names = {int(label): str(name) for label, name in known.items()}
+    num_classes = options.num_classes or max(names, default=-1) + 1
+    if num_classes < 1:
+        raise UsageError(f"give --num-classes: there is no {listing}")
+    with progress("Evaluating", 2) as advance:
+        advance()
+        found = evaluate_semantic(
+            options.gt,
+            options.results,
+            num_classes,
+            ignore_index=options.ignore,
+            zero_is_void=options.zero_is_void,
+        )
+    found["confusion_matrix"] = found["confusion_matrix"].tolist()
+    heads = ("miou", "fwiou", "pixel_accuracy", "mean_accuracy")
+    titles = ["", "Mean IoU", "Weighted IoU", "Pixel accuracy", "Mean accuracy"]
+    _print_table(titles, [["All", *(_cell(found[key]) for key in heads)]])
+    if not options.summary:
+        rows = [
+            [names.get(label, class_name(label, None)), _cell(one["iou"]), _cell(one["accuracy"])]
+            for label, one in found["per_class"].items()
+            if one["iou"] == one["iou"]  # NaN: does not occur
+        ]
+        _print_table(["Class", "IoU", "Accuracy"], rows)
+    return found
+
+
+def _cityscapes(options: argparse.Namespace) -> dict[str, Any]:
+    from fastseg.cli import progress
+    from fastseg.evaluation import evaluate_cityscapes
+
+    with progress("Evaluating", 2) as advance:
+        advance()
+        found = evaluate_cityscapes(options.gt, options.results)
+    rows = [["All", _cell(found["AP"]), _cell(found["AP50"])]]
+    if not options.summary:
+        rows += [
+            [name, _cell(one["AP"]), _cell(one["AP50"])] for name, one in found["per_class"].items()
+        ]
+    _print_table(["Class", "AP", "AP50"], rows)
+    return found
+
+
+EVALUATIONS = {"panoptic": _panoptic, "semantic": _semantic, "cityscapes": _cityscapes}
 
 
 def _print_table(head: list[str], rows: list[list[str]]) -> None:

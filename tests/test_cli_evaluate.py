@@ -5,8 +5,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from fastseg import mask
 from fastseg.cli import main
 from fastseg.evaluation import COCOEvaluator
 
@@ -123,6 +126,53 @@ def test_panoptic(folder, capsys):
     assert "person" not in capsys.readouterr().out
 
 
+def test_semantic(folder, capsys):
+    for place in ("truth", "results"):
+        (folder / place).mkdir()
+    truth = np.array([[0, 1, 255], [1, 1, 0]], np.uint8)
+    Image.fromarray(truth).save("truth/a.png")
+    Image.fromarray(np.array([[0, 1, 1], [1, 0, 0]], np.uint8)).save("results/a.masks.png")
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save("results/a.png")  # an overlay
+    files = ("--gt", "truth", "--results", "results", "--metric", "semantic")
+    assert evaluate(*files, "--num-classes", "2", "--json", "numbers.json") == 0
+    numbers = json.loads((folder / "numbers.json").read_text())
+    assert numbers["confusion_matrix"] == [[2, 0], [1, 2]]
+    assert numbers["miou"] == pytest.approx(2 / 3)
+    printed = capsys.readouterr().out
+    assert "0.667" in printed and "class 1" in printed
+    (folder / "results/classes.json").write_text('{"0": "road", "1": "sky", "2": "sea"}')
+    assert evaluate(*files, "--json", "numbers.json") == 0
+    printed = capsys.readouterr().out
+    assert "road" in printed and "sky" in printed and "sea" not in printed
+    numbers = json.loads((folder / "numbers.json").read_text())
+    assert numbers["per_class"]["2"] == {"iou": None, "accuracy": None}
+    assert evaluate(*files, "--zero-is-void", "--summary") == 0
+    assert "sky" not in capsys.readouterr().out
+    assert evaluate(*files, "--num-classes", "1") == 2
+    assert "results/a.masks.png: ground_truth must be in [0, 1) or 255" in capsys.readouterr().err
+
+
+def test_cityscapes(folder, capsys):
+    (folder / "truth/ulm").mkdir(parents=True)
+    ids = np.full((40, 40), 7, np.uint16)
+    ids[:, :20] = 26001
+    Image.fromarray(ids).save("truth/ulm/ulm_1_gtFine_instanceIds.png")
+    rle = mask.encode(np.asfortranarray((ids == 26001).astype(np.uint8)))
+    entry = {"image_id": 5, "category_id": 26, "score": 0.5, "segmentation": rle}
+    entry["segmentation"]["counts"] = rle["counts"].decode()
+    (folder / "results.json").write_text(json.dumps([entry]))
+    images = {"images": [{"id": 5, "file_name": "photos/ulm_1_leftImg8bit.png"}]}
+    (folder / "images.json").write_text(json.dumps(images))
+    files = ("--gt", "truth", "--results", "results.json", "--metric", "cityscapes")
+    assert evaluate(*files, "--json", "numbers.json") == 0
+    numbers = json.loads((folder / "numbers.json").read_text())
+    assert numbers["AP"] == numbers["per_class"]["car"]["AP50"] == 1
+    assert numbers["per_class"]["bus"]["AP"] is None
+    assert "car" in capsys.readouterr().out
+    assert evaluate(*files, "--summary") == 0
+    assert "car" not in capsys.readouterr().out
+
+
 def test_plot(folder):
     pytest.importorskip("matplotlib")
     for name in ("curves.png", "curves.svg"):
@@ -143,6 +193,7 @@ def test_plot_without_matplotlib(monkeypatch, capsys):
         (["--metric", "keypoints"], "'keypoints' is none of bbox, segm, boundary, lvis"),
         (["--metric", "lvis,video"], "lvis,video do not go together"),
         (["--metric", "panoptic,segm"], "panoptic,segm do not go together"),
+        (["--metric", "bbox,semantic"], "bbox,semantic do not go together"),
         (["--max-dets", "ten"], "must be positive integers by comma, got ten"),
         (["--max-dets", "0"], "must be positive integers by comma, got 0"),
     ],
@@ -165,7 +216,13 @@ def test_wrong_words(words, message, capsys):
         (["--metric", "video,bbox"], "video has the metric segm alone"),
         (["--metric", "lvis", "--max-dets", "1,10"], "lvis has one limit of detections"),
         (["--metric", "video", "--class-agnostic"], "--class-agnostic is not for video"),
-        (["--metric", "panoptic", "--plot", "x.png"], "which panoptic quality has not"),
+        (["--metric", "panoptic", "--plot", "x.png"], "precision and recall, not for panoptic"),
+        (
+            ["--metric", "semantic"],
+            "give --num-classes: there is no fake100_segm.json/classes.json",
+        ),
+        (["--metric", "semantic", "--num-classes", "3"], "fake100.json is no folder"),
+        (["--metric", "cityscapes"], "images.json"),
         (["--plot", "curves.xyz"], "xyz"),
     ],
 )

@@ -8,6 +8,7 @@ from fastseg.evaluation.cityscapes import CityscapesInstanceEvaluator
 from fastseg.evaluation.coco import COCOEvaluator
 from fastseg.evaluation.coco_dataset import COCO
 from fastseg.evaluation.evaluator import Evaluator
+from fastseg.evaluation.folders import evaluate_cityscapes, evaluate_semantic
 from fastseg.evaluation.lvis import LVISEvaluator
 from fastseg.evaluation.panoptic import PanopticEvaluator, evaluate_panoptic
 from fastseg.evaluation.panoptic_files import (
@@ -28,7 +29,9 @@ __all__ = [
     "PanopticEvaluator",
     "SemanticEvaluator",
     "YouTubeVISEvaluator",
+    "evaluate_cityscapes",
     "evaluate_panoptic",
+    "evaluate_semantic",
     "id2rgb",
     "panoptic_results",
     "panoptic_to_instances",
