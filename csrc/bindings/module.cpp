@@ -10,11 +10,13 @@ namespace py = pybind11;
 namespace fastseg {
 
 void bind_annotations(py::module_& module);
+void bind_attention_mask(py::module_& module);
 void bind_deform_conv(py::module_& module);
 void bind_evaluation(py::module_& module);
 void bind_label_pairs(py::module_& module);
 void bind_mask_iou(py::module_& module);
 void bind_mask_nms(py::module_& module);
+void bind_masked_attention(py::module_& module);
 void bind_matrix_nms(py::module_& module);
 void bind_ms_deform_attn(py::module_& module);
 void bind_nms(py::module_& module);
@@ -73,11 +75,13 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "fastseg's kernels: see fastseg.ops for the functions to call.";
   module.def("build_info", &fastseg::build_info, "How this binary was built and what it uses.");
   fastseg::bind_annotations(module);
+  fastseg::bind_attention_mask(module);
   fastseg::bind_deform_conv(module);
   fastseg::bind_evaluation(module);
   fastseg::bind_label_pairs(module);
   fastseg::bind_mask_iou(module);
   fastseg::bind_mask_nms(module);
+  fastseg::bind_masked_attention(module);
   fastseg::bind_matrix_nms(module);
   fastseg::bind_ms_deform_attn(module);
   fastseg::bind_nms(module);

@@ -1,8 +1,10 @@
 """The ops: functions on torch tensors, on the CPU and on CUDA."""
 
+from fastseg.ops.attention_mask import attention_mask, pack_attention_mask
 from fastseg.ops.deform_conv import deform_conv2d
 from fastseg.ops.mask_iou import mask_iou
 from fastseg.ops.mask_nms import mask_nms, soft_mask_nms
+from fastseg.ops.masked_attention import masked_attention
 from fastseg.ops.matrix_nms import matrix_nms, matrix_nms_padded, matrix_nms_scores
 from fastseg.ops.ms_deform_attn import ms_deform_attn
 from fastseg.ops.nms import batched_nms, nms
@@ -17,16 +19,19 @@ from fastseg.ops.roi_align import multi_scale_roi_align, roi_align
 __all__ = [
     "PackedMasks",
     "PaddedRles",
+    "attention_mask",
     "batched_nms",
     "deform_conv2d",
     "mask_iou",
     "mask_nms",
+    "masked_attention",
     "matrix_nms",
     "matrix_nms_padded",
     "matrix_nms_scores",
     "ms_deform_attn",
     "multi_scale_roi_align",
     "nms",
+    "pack_attention_mask",
     "pack_masks",
     "panoptic_map",
     "paste_masks",

@@ -1,9 +1,11 @@
 """The ops in plain torch, slow and written like their formulas: the definition of each op."""
 
 from fastseg.reference import mask
+from fastseg.reference.attention_mask import attention_mask, pack_attention_mask
 from fastseg.reference.deform_conv import deform_conv2d
 from fastseg.reference.mask_iou import mask_iou
 from fastseg.reference.mask_nms import mask_nms, soft_mask_nms
+from fastseg.reference.masked_attention import masked_attention
 from fastseg.reference.matrix_nms import matrix_nms, matrix_nms_padded, matrix_nms_scores
 from fastseg.reference.ms_deform_attn import ms_deform_attn
 from fastseg.reference.nms import batched_nms, nms
@@ -16,17 +18,20 @@ from fastseg.reference.rle import rle_decode, rle_encode
 from fastseg.reference.roi_align import multi_scale_roi_align, roi_align
 
 __all__ = [
+    "attention_mask",
     "batched_nms",
     "deform_conv2d",
     "mask",
     "mask_iou",
     "mask_nms",
+    "masked_attention",
     "matrix_nms",
     "matrix_nms_padded",
     "matrix_nms_scores",
     "ms_deform_attn",
     "multi_scale_roi_align",
     "nms",
+    "pack_attention_mask",
     "pack_masks",
     "panoptic_map",
     "paste_masks",
