@@ -19,7 +19,7 @@ HEADS, CHANNELS = 8, 256
 
 @dataclass(frozen=True)
 class Workload:
-    """One layer's attention: queries, the side of the level's map, the side of the predicted masks."""
+    """One layer's attention: queries, sides of the level's map and of the predicted masks."""
 
     setting: Setting
     queries: int
@@ -31,7 +31,7 @@ class Workload:
         return (self.side, self.side)
 
     def inputs(self) -> tuple[list[Tensor], Tensor]:
-        """Query, key and value, [1, 8, rows, 32], as views of projections; mask logits of objects."""
+        """Query, key, value, [1, 8, rows, 32], as views of projections; mask logits of objects."""
         random = generator()
         rows = (self.queries, self.side**2, self.side**2)
         projected = [torch.randn(1, count, CHANNELS, generator=random) for count in rows]
@@ -113,7 +113,7 @@ def _blocked(logits: Tensor, work: Workload, heads: int) -> Tensor:
 
 
 def _multihead_core(views: list[Tensor], logits: Tensor, work: Workload) -> Tensor:
-    """The steps of F.multi_head_attention_forward with the weights that Mask2Former lets it make."""
+    """F.multi_head_attention_forward with the weights that Mask2Former lets it make."""
     query, key, value = (x.flatten(0, 1) for x in views)
     blocked = _blocked(logits, work, HEADS).flatten(0, 1)
     added = torch.zeros_like(blocked, dtype=query.dtype).masked_fill_(blocked, -torch.inf)
