@@ -103,17 +103,19 @@ def segment_colors(
         [1 + N, 3] uint8 RGB, first black for no region. A class has its colour in all images.
     """
     base = palette(max(labels, default=0) + 1)[list(labels)].reshape(-1, 3)
-    lab = _rgb_to_oklab(base)
-    is_thing = np.array(things, dtype=bool)
-    before = np.array([labels[:n].count(label) for n, label in enumerate(labels)], dtype=np.int64)
-    shade = np.stack([before * _LIGHTNESS_STEP, before * _HUE_STEP], axis=1)
-    shade = np.where(is_thing[:, None], (0.5 + shade) % 1 - 0.5, 0)
-    lightness = lab[:, 0] + _SHADES[0] * shade[:, 0]
-    hue = np.arctan2(lab[:, 2], lab[:, 1]) + _SHADES[1] * shade[:, 1]
-    colors = _rgb(lightness, hue, np.where(is_thing, _MAX_CHROMA, _STUFF_CHROMA))
+    chroma = np.where(things, _MAX_CHROMA, _STUFF_CHROMA)
     for index, name in enumerate(names):
-        if name in _NATURAL and not is_thing[index]:
-            colors[index] = _NATURAL[name]
+        base[index] = _NATURAL.get(name, base[index])
+    lightness, a, b = _rgb_to_oklab(base).T
+    natural = np.array([name in _NATURAL for name in names], dtype=bool)
+    before = np.array([labels[:n].count(label) for n, label in enumerate(labels)], dtype=np.int64)
+    shade = np.stack([before * _LIGHTNESS_STEP, before * _HUE_STEP])
+    shade = np.where(things, (0.5 + shade) % 1 - 0.5, 0)
+    colors = _rgb(
+        lightness + _SHADES[0] * shade[0],
+        np.arctan2(b, a) + _SHADES[1] * shade[1],
+        np.where(natural, np.hypot(a, b), chroma),
+    )
     return np.concatenate([np.zeros((1, 3), np.uint8), colors])
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from fastseg.categories import class_name
+from fastseg.categories import by_names, class_name
 from fastseg.segmentation import PanopticSegmentation, SemanticSegmentation, places
 from fastseg.visualize.canvas import LabelPen, line_width
 from fastseg.visualize.colors import segment_colors
@@ -74,9 +74,11 @@ def draw_semantic(
     names = result.class_names
     known = [label for label in result.areas() if label >= 0 and (not names or label < len(names))]
     shown = [short_name(class_name(label, names)) for label in known]
+    data_set = by_names(names)
+    things = [data_set is None or label in data_set.things for label in known]
     regions = Regions(
         places(result.labels, known),
-        segment_colors(known, shown, [False] * len(known)),
+        segment_colors(known, shown, things),
         [[name] for name in shown],
     )
     return _draw(canvas, regions, labels, contours, alpha, scale)
