@@ -2,10 +2,12 @@
 // first; then each point's four cells are summed, channels in the vector lanes.
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "core/cpu_dispatch.h"
 #include "core/dispatch.h"
+#include "core/exp.h"
 #include "core/huge_pages.h"
 #include "core/lanes.h"
 #include "core/parallel.h"
@@ -42,18 +44,21 @@ class Samples {
     const Acc* location = p_.locations.template at<const Acc>(b, q, m);
     const Acc* weight = p_.weights.template at<const Acc>(b, q, m);
     const int64_t* step = p_.locations.stride + 3;
+    const LevelTable& levels = p_.levels;
     int64_t i = pair * per_pair_;
     for (int64_t level = 0; level < p_.locations.size[3]; ++level) {
+      const Frame<Acc> frame = frame_of<Acc>(p_, b, q, level, static_cast<int>(levels.width[level]),
+                                             static_cast<int>(levels.height[level]));
       for (int64_t point = 0; point < p_.locations.size[4]; ++point, ++i) {
         const Acc* at = location + level * step[0] + point * step[1];
-        x_[i] = at[0];
-        y_[i] = at[step[2]];
+        x_[i] = at[0] * frame.scale_x + frame.origin_x;
+        y_[i] = at[step[2]] * frame.scale_y + frame.origin_y;
         weight_[i] = weight[level * p_.weights.stride[3] + point * p_.weights.stride[4]];
       }
     }
   }
 
-  // Turns the locations of the first pairs into positions between cells.
+  // Turns what was read of the first pairs into positions between cells, and logits into weights.
   void locate_all(int64_t pairs) {
     const int *width = width_.data(), *height = height_.data(), *start = start_.data();
     Acc* __restrict x = x_.data(), * __restrict y = y_.data();
@@ -69,16 +74,29 @@ class Samples {
       x[i] = sample.x;
       y[i] = sample.y;
     }
+    if (p_.references.data != nullptr) softmax(pairs);
   }
 
   int row(int64_t i, int corner) const { return rows_[corner][i]; }
   Acc x(int64_t i) const { return x_[i]; }
   Acc y(int64_t i) const { return y_[i]; }
   Acc weight(int64_t i) const { return weight_[i]; }
-  int width(int64_t i) const { return width_[i]; }
-  int height(int64_t i) const { return height_[i]; }
 
  private:
+  void softmax(int64_t pairs) {
+    const int64_t size = pairs * per_pair_;
+    Acc* weight = weight_.data();
+    for (int64_t first = 0; first < size; first += per_pair_) {
+      const Acc largest = *std::max_element(weight + first, weight + first + per_pair_);
+      for (int64_t i = first; i < first + per_pair_; ++i) weight[i] -= largest;
+    }
+    for (int64_t i = 0; i < size; ++i) weight[i] = exp_nonpositive(weight[i]);
+    for (int64_t first = 0; first < size; first += per_pair_) {
+      const Acc sum = std::accumulate(weight + first, weight + first + per_pair_, Acc(0));
+      for (int64_t i = first; i < first + per_pair_; ++i) weight[i] /= sum;
+    }
+  }
+
   const MsDeformAttnParams& p_;
   int64_t per_pair_;
   std::vector<Acc> x_, y_, weight_;
@@ -151,11 +169,11 @@ void forward(const MsDeformAttnParams& p) {
   });
 }
 
-// The gradients of one pair's samples; `grad` is the output's gradient, `sums` the [D] gradients of
-// value rows, row_stride apart.
+// The gradients of one pair's samples: of positions in cells and of weights. `grad` is the output's
+// gradient, `sums` the [D] gradients of value rows.
 template <class T, class Acc>
 void spread(const MsDeformAttnBackwardParams& p, const Samples<Acc>& samples, int64_t first,
-            const T* value, const Acc* grad, Acc* sums, Acc* grad_locations, Acc* grad_weights) {
+            const T* value, const Acc* grad, Acc* sums, Acc* grad_positions, Acc* grad_weights) {
   constexpr int n = kLanes<Acc>;
   const View<4>& values = p.forward.value;
   const int64_t channels = values.size[3], stride = values.stride[3];
@@ -184,11 +202,28 @@ void spread(const MsDeformAttnBackwardParams& p, const Samples<Acc>& samples, in
         sum[c] = multiply_add(share, grad[c], sum[c]);
       }
     }
-    const Acc north = dot[0] * (1 - x) + dot[1] * x, south = dot[2] * (1 - x) + dot[3] * x;
-    const Acc along_x = (dot[1] - dot[0]) * (1 - y) + (dot[3] - dot[2]) * y;
-    grad_weights[k] = north * (1 - y) + south * y;
-    grad_locations[2 * k] = along_x * weight * samples.width(i);
-    grad_locations[2 * k + 1] = (south - north) * weight * samples.height(i);
+    const PointGrad<Acc> point = point_grad(dot, x, y, weight);
+    grad_positions[2 * k] = point.x;
+    grad_positions[2 * k + 1] = point.y;
+    grad_weights[k] = point.weight;
+  }
+}
+
+// From what spread() wrote for one pair to the gradients of what the caller gave.
+template <class Acc>
+void finish(const MsDeformAttnBackwardParams& p, const Samples<Acc>& samples, int64_t first,
+            int64_t b, int64_t q, int64_t m) {
+  const LevelTable& levels = p.forward.levels;
+  for (int64_t l = 0; l < p.forward.locations.size[3]; ++l) {
+    finish_position_grads<Acc>(p, b, q, m, l, static_cast<int>(levels.width[l]),
+                               static_cast<int>(levels.height[l]));
+  }
+  if (p.forward.references.data == nullptr) return;
+  Acc* grad = p.grad_weights.template at<Acc>(b, q, m);
+  Acc mean = 0;
+  for (int64_t k = 0; k < samples.per_pair(); ++k) mean += samples.weight(first + k) * grad[k];
+  for (int64_t k = 0; k < samples.per_pair(); ++k) {
+    grad[k] = samples.weight(first + k) * (grad[k] - mean);
   }
 }
 
@@ -214,9 +249,11 @@ void backward(const MsDeformAttnBackwardParams& p) {
           for (int64_t c = 0; c < channels; ++c) {
             grad[c] = static_cast<Acc>(from[c * grad_output.stride[3]]);
           }
-          spread<T, Acc>(p, samples, i * samples.per_pair(), value, grad.data(), sums,
+          const int64_t first = i * samples.per_pair();
+          spread<T, Acc>(p, samples, first, value, grad.data(), sums,
                          p.grad_locations.template at<Acc>(b, q0 + i, m),
                          p.grad_weights.template at<Acc>(b, q0 + i, m));
+          finish(p, samples, first, b, q0 + i, m);
         }
       }
     }

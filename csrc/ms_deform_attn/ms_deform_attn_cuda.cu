@@ -1,7 +1,8 @@
 // Multi-scale deformable attention on CUDA. A group of lanes (a power of two, at most a warp)
-// serves one query and head; each lane owns vectors of 16 bytes of its channels, so that a cell is
-// one coalesced access of the group. Every lane locates the samples itself: the few instructions
-// cost less than passing the results around.
+// serves one query and head. Its lanes locate one point each, as many at once as there are lanes,
+// and leave in shared memory which cells those read with which weights. Then the group visits these
+// points one by one, and each lane reads vectors of 16 bytes of its own channels.
+#include "core/atomic_sums.cuh"
 #include "core/cuda.cuh"
 #include "core/dispatch.h"
 #include "ms_deform_attn/ms_deform_attn_math.h"
@@ -10,6 +11,7 @@ namespace fastseg {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kPatchWidth = 8;  // queries
 
 template <class T>
 constexpr int kVectorOf = 16 / static_cast<int>(sizeof(T));
@@ -30,52 +32,202 @@ __device__ Level read_level(const MsDeformAttnParams& p, int l) {
   return {static_cast<int>(width), static_cast<int>(height), static_cast<int>(start), fits};
 }
 
+// All threads of the block must call this.
+__device__ void read_levels(const MsDeformAttnParams& p, Level* levels) {
+  const int l = static_cast<int>(threadIdx.x);
+  if (l < p.locations.size[3]) levels[l] = read_level(p, l);
+  __syncthreads();
+}
+
+// How queries and heads are dealt to blocks: a block takes one head of consecutive queries or,
+// where the queries are the cells of the levels, of a patch of cells. Their samples overlap, and
+// one head of them fits the first cache: the second one alone could not feed the arithmetic.
+struct Tiles {
+  int lanes;      // per query and head
+  int64_t count;  // tiles of an image
+  bool patches;
+};
+
+struct PatchSize {
+  int width, height;
+};
+
+FASTSEG_HD PatchSize patch_size(int lanes) {
+  const int queries = kThreads / lanes;  // 8 or more
+  return {kPatchWidth, queries / kPatchWidth};
+}
+
+FASTSEG_HD int64_t patches_of(int64_t width, int64_t height, PatchSize patch) {
+  return ceil_div<int64_t>(width, patch.width) * ceil_div<int64_t>(height, patch.height);
+}
+
 // The query and head of a group of lanes, and the lane's place in it.
 struct Place {
   int64_t b, q, m;
   int lane;
-  bool exists;  // false past the end: such lanes still take part in shuffles
+  bool exists;  // else the group runs along with query 0 and writes nothing
 };
 
-__device__ Place find_place(const MsDeformAttnParams& p, int lanes) {
-  const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t queries = p.output.size[1], heads = p.output.size[2];
-  const int64_t group = thread / lanes;
-  return {group / heads / queries, group / heads % queries, group % heads,
-          static_cast<int>(thread % lanes), group < p.output.size[0] * queries * heads};
+__device__ Place find_place(const MsDeformAttnParams& p, const Tiles& tiles, const Level* levels) {
+  const int64_t heads = p.output.size[2], block = blockIdx.x;
+  const int group = static_cast<int>(threadIdx.x) / tiles.lanes;
+  Place place = {block / heads / tiles.count, 0, block % heads,
+                 static_cast<int>(threadIdx.x) % tiles.lanes, false};
+  int64_t tile = block / heads % tiles.count, first = 0;
+  if (!tiles.patches) {
+    const int64_t q = tile * (kThreads / tiles.lanes) + group;
+    place.exists = q < p.output.size[1];
+    place.q = place.exists ? q : 0;
+    return place;
+  }
+  const PatchSize patch = patch_size(tiles.lanes);
+  int l = 0;
+  for (int64_t count; tile >= (count = patches_of(levels[l].width, levels[l].height, patch)); ++l) {
+    tile -= count;
+    first += int64_t(levels[l].width) * levels[l].height;
+  }
+  const int64_t across = ceil_div<int64_t>(levels[l].width, patch.width);
+  const int64_t x = tile % across * patch.width + group % patch.width;
+  const int64_t y = tile / across * patch.height + group / patch.width;
+  place.exists = x < levels[l].width && y < levels[l].height;
+  place.q = place.exists ? first + y * levels[l].width + x : 0;
+  return place;
+}
+
+template <class T, class Op>
+__device__ T group_reduce(T value, int lanes, Op op) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    value = op(value, __shfl_xor_sync(kFullMask, value, distance));
+  }
+  return value;
+}
+
+// A sample as the lane that located it knows it. In a level that does not fit it is NaN.
+template <class Acc>
+struct Located {
+  Sample<Acc> sample;
+  Acc weight;
+};
+
+// The same as the group's other lanes need it.
+template <class Acc>
+struct alignas(16) Taps {
+  Acc weight[4];
+  int cell[4];
+};
+
+// The points of one query and head, all levels'.
+template <class Acc>
+class Points {
+ public:
+  // All lanes of the warp must call this.
+  __device__ Points(const MsDeformAttnParams& p, const Place& place, const Level* levels, int lanes)
+      : p_(p), place_(place), levels_(levels), lanes_(lanes) {
+    if (p.references.data == nullptr) return;
+    largest_ = -INFINITY;
+    for (int k = place.lane; k < count(); k += lanes) largest_ = Max()(weight_at(k), largest_);
+    largest_ = group_reduce(largest_, lanes, Max());
+    Acc sum = 0;
+    for (int k = place.lane; k < count(); k += lanes) sum += exp(weight_at(k) - largest_);
+    share_ = Acc(1) / group_reduce(sum, lanes, Sum());
+  }
+
+  __device__ int count() const {
+    return static_cast<int>(p_.locations.size[3] * p_.locations.size[4]);
+  }
+
+  __device__ Acc weight(int k) const {
+    const Acc weight = weight_at(k);
+    return p_.references.data == nullptr ? weight : exp(weight - largest_) * share_;
+  }
+
+  __device__ Located<Acc> locate(int k) const {
+    const int points = static_cast<int>(p_.locations.size[4]), l = k / points;
+    const Level level = levels_[l];
+    const Acc* at = p_.locations.at<const Acc>(place_.b, place_.q, place_.m, l, k % points);
+    const Frame<Acc> frame = frame_of<Acc>(p_, place_.b, place_.q, l, level.width, level.height);
+    const Acc x = at[0] * frame.scale_x + frame.origin_x;
+    const Acc y = at[p_.locations.stride[5]] * frame.scale_y + frame.origin_y;
+    if (!level.fits) return {{{-1, -1, -1, -1}, Acc(NAN), Acc(NAN)}, Acc(NAN)};
+    return {fastseg::locate(x, y, level.width, level.height, level.start), weight(k)};
+  }
+
+  // Locates the lane's own of the points from `first` on and shows all of them to the group.
+  __device__ Located<Acc> locate_together(int first, Taps<Acc>* own) const {
+    const int k = first + place_.lane;
+    Located<Acc> located = {};
+    if (k < count()) located = locate(k);
+    Taps<Acc> taps;
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      taps.weight[corner] =
+          located.weight * corner_weight(located.sample.x, located.sample.y, corner);
+      taps.cell[corner] = located.sample.cell[corner];
+    }
+    __syncwarp();  // nobody reads the last points any more
+    *own = taps;
+    __syncwarp();
+    return located;
+  }
+
+ private:
+  __device__ Acc weight_at(int k) const {
+    const int points = static_cast<int>(p_.weights.size[4]);
+    return *p_.weights.at<const Acc>(place_.b, place_.q, place_.m, k / points, k % points);
+  }
+
+  const MsDeformAttnParams& p_;
+  const Place& place_;
+  const Level* levels_;
+  int lanes_;
+  Acc largest_ = 0, share_ = 0;  // of the softmax
+};
+
+// Zeros where nothing is read, so that loads need no branches.
+template <class T, int kVector>
+__device__ Vec<T, kVector> load_or_zero(const T* from, bool reads) {
+  Vec<T, kVector> values = {};
+  if (reads) values = Vec<T, kVector>::load(from);
+  return values;
 }
 
 template <class T, int kVector>
-__global__ void __launch_bounds__(kThreads) forward_kernel(MsDeformAttnParams p, int lanes) {
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const __grid_constant__ MsDeformAttnParams p, const Tiles tiles) {
   using Acc = accumulate_t<T>;
-  const Place place = find_place(p, lanes);
-  if (!place.exists) return;
-  const Acc* location = p.locations.at<const Acc>(place.b, place.q, place.m);
-  const Acc* weight = p.weights.at<const Acc>(place.b, place.q, place.m);
-  const int64_t channels = p.value.size[3];
-  for (int64_t c = place.lane * kVector; c < channels; c += lanes * kVector) {
+  __shared__ Level levels[kMaxAttentionLevels];
+  __shared__ Taps<Acc> taps[kThreads];
+  read_levels(p, levels);
+  const Place place = find_place(p, tiles, levels);
+  const Points<Acc> points(p, place, levels, tiles.lanes);
+  const Taps<Acc>* group = taps + (threadIdx.x - place.lane);
+  const int64_t channels = p.value.size[3], row = p.value.stride[1];
+  for (int64_t c0 = 0; c0 < channels; c0 += tiles.lanes * kVector) {
+    const int64_t c = c0 + place.lane * kVector;
+    const bool owns = c < channels;
     const T* value = p.value.at<const T>(place.b, 0, place.m, c);
     Acc sum[kVector] = {};
-    for (int l = 0; l < p.locations.size[3]; ++l) {
-      const Level level = read_level(p, l);
-      for (int64_t point = 0; point < p.locations.size[4]; ++point) {
-        const Acc* at = location + l * p.locations.stride[3] + point * p.locations.stride[4];
-        const Acc share = weight[l * p.weights.stride[3] + point * p.weights.stride[4]];
-        const Sample<Acc> sample =
-            locate(at[0], at[p.locations.stride[5]], level.width, level.height, level.start);
-        if (!level.fits) sum[0] = Acc(NAN);
+    for (int first = 0; first < points.count(); first += tiles.lanes) {
+      points.locate_together(first, taps + threadIdx.x);
+      const int count = min(tiles.lanes, points.count() - first);
+      for (int k = 0; k < count; ++k) {
+        const Taps<Acc> at = group[k];
+        Vec<T, kVector> cells[4];
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
-          if (!level.fits || sample.cell[corner] < 0) continue;
-          const Acc part = share * corner_weight(sample.x, sample.y, corner);
-          const auto cell = Vec<T, kVector>::load(value + sample.cell[corner] * p.value.stride[1]);
+          const int cell = at.cell[corner];
+          cells[corner] = load_or_zero<T, kVector>(value + cell * row, owns && cell >= 0);
+        }
+#pragma unroll
+        for (int corner = 0; corner < 4; ++corner) {
 #pragma unroll
           for (int i = 0; i < kVector; ++i) {
-            sum[i] = multiply_add(part, static_cast<Acc>(cell[i]), sum[i]);
+            sum[i] = multiply_add(at.weight[corner], static_cast<Acc>(cells[corner][i]), sum[i]);
           }
         }
       }
     }
+    if (!owns || !place.exists) continue;
     Vec<T, kVector> result;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) result[i] = static_cast<T>(sum[i]);
@@ -83,108 +235,104 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(MsDeformAttnParams p,
   }
 }
 
-// Adds to memory that other threads add to as well.
 template <class Acc, int kVector>
-__device__ void add_to(Acc* to, const Acc* values) {
-  if constexpr (std::is_same_v<Acc, float> && kVector % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < kVector; i += 4) atomic_add_vector(to + i, values + i);
+__device__ void add_to_cell(const MsDeformAttnBackwardParams& p, int64_t b, int64_t row, int64_t m,
+                            int64_t c, const Acc (&terms)[kVector]) {
+  if (p.units.data == nullptr) {
+    atomic_add(p.grad_value.at<Acc>(b, row, m, c), terms);
   } else {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) atomicAdd(to + i, values[i]);
+    atomic_add_fixed_point(p.grad_value.at<int64_t>(b, row, m, c), terms,
+                           *p.units.as<const double>());
   }
 }
 
-// Units of the fixed-point sums: a power of two so small that no sum overflows 62 bits. A cell gets
-// at most one term of each point, none larger than the product of the two bounds.
-__device__ double fixed_point_scale(const MsDeformAttnBackwardParams& p) {
-  const double bound = *p.largest.at<const double>(0) * *p.largest.at<const double>(1);
-  const View<6>& locations = p.forward.locations;
-  const double terms = static_cast<double>(locations.size[1] * locations.size[4]);
-  int exponent = 0;
-  frexp(bound * terms, &exponent);
-  return bound > 0 && bound * terms < INFINITY ? ldexp(1.0, 62 - exponent) : 1.0;
+// The gradients of point k's position, in cells, and weight; those of earlier channels are there.
+template <class Acc>
+__device__ void write_point_grad(const MsDeformAttnBackwardParams& p, const Place& place, int k,
+                                 const Located<Acc>& point, const Acc (&dot)[4], bool adds) {
+  const PointGrad<Acc> grad = point_grad(dot, point.sample.x, point.sample.y, point.weight);
+  Acc* position = p.grad_locations.at<Acc>(place.b, place.q, place.m) + 2 * k;
+  Acc* weight = p.grad_weights.at<Acc>(place.b, place.q, place.m) + k;
+  position[0] = adds ? position[0] + grad.x : grad.x;
+  position[1] = adds ? position[1] + grad.y : grad.y;
+  *weight = adds ? *weight + grad.weight : grad.weight;
 }
 
-template <class Acc, int kVector>
-__device__ void add_fixed(int64_t* to, const Acc* values, double scale) {
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    const int64_t units = __double2ll_rn(static_cast<double>(values[i]) * scale);
-    atomicAdd(reinterpret_cast<unsigned long long*>(to + i),
-              static_cast<unsigned long long>(units));
+// From the gradients of positions and weights, which the group has written, to those of what the
+// caller gave. All lanes of the warp must call this.
+template <class Acc>
+__device__ void finish(const MsDeformAttnBackwardParams& params, const Place& place,
+                       const Points<Acc>& points, const Level* levels, int lanes) {
+  const MsDeformAttnParams& p = params.forward;
+  __syncwarp();
+  for (int l = place.lane; place.exists && l < p.locations.size[3]; l += lanes) {
+    finish_position_grads<Acc>(params, place.b, place.q, place.m, l, levels[l].width,
+                               levels[l].height);
+  }
+  if (p.references.data == nullptr) return;
+  Acc* grad = params.grad_weights.at<Acc>(place.b, place.q, place.m);
+  Acc mean = 0;
+  for (int k = place.lane; place.exists && k < points.count(); k += lanes) {
+    mean += points.weight(k) * grad[k];
+  }
+  mean = group_reduce(mean, lanes, Sum());
+  for (int k = place.lane; place.exists && k < points.count(); k += lanes) {
+    grad[k] = points.weight(k) * (grad[k] - mean);
   }
 }
 
 template <class T, int kVector>
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(MsDeformAttnBackwardParams params, int lanes) {
+    backward_kernel(const __grid_constant__ MsDeformAttnBackwardParams params, const Tiles tiles) {
   using Acc = accumulate_t<T>;
+  __shared__ Level levels[kMaxAttentionLevels];
+  __shared__ Taps<Acc> taps[kThreads];
   const MsDeformAttnParams& p = params.forward;
-  const Place place = find_place(p, lanes);
-  const int64_t channels = p.value.size[3], points = p.locations.size[4];
-  const bool fixed = params.fixed_point.data != nullptr;
-  const double scale = fixed ? fixed_point_scale(params) : 1.0;
-  for (int l = 0; l < p.locations.size[3]; ++l) {
-    const Level level = read_level(p, l);
-    for (int64_t point = 0; point < points; ++point) {
-      Acc along_x = 0, along_y = 0, along_weight = 0, share = 0;
-      if (place.exists) {
-        const Acc* at = p.locations.at<const Acc>(place.b, place.q, place.m, l, point);
-        share = *p.weights.at<const Acc>(place.b, place.q, place.m, l, point);
-        const Sample<Acc> sample =
-            locate(at[0], at[p.locations.stride[5]], level.width, level.height, level.start);
-        for (int64_t c = place.lane * kVector; c < channels; c += lanes * kVector) {
-          const auto grad =
-              Vec<T, kVector>::load(p.output.at<const T>(place.b, place.q, place.m, c));
+  read_levels(p, levels);
+  const Place place = find_place(p, tiles, levels);
+  const Points<Acc> points(p, place, levels, tiles.lanes);
+  const Taps<Acc>* group = taps + (threadIdx.x - place.lane);
+  const int64_t channels = p.value.size[3], row = p.value.stride[1];
+  for (int64_t c0 = 0; c0 < channels; c0 += tiles.lanes * kVector) {
+    const int64_t c = c0 + place.lane * kVector;
+    const bool owns = place.exists && c < channels;
+    const T* value = p.value.at<const T>(place.b, 0, place.m, c);
+    const auto grads =
+        load_or_zero<T, kVector>(p.output.at<const T>(place.b, place.q, place.m, c), owns);
+    for (int first = 0; first < points.count(); first += tiles.lanes) {
+      const Located<Acc> own = points.locate_together(first, taps + threadIdx.x);
+      Acc own_dot[4] = {};  // grad_output * cell
+      const int count = min(tiles.lanes, points.count() - first);
+      for (int k = 0; k < count; ++k) {
+        const Taps<Acc> at = group[k];
+        Vec<T, kVector> cells[4];
 #pragma unroll
-          for (int corner = 0; corner < 4; ++corner) {
-            if (!level.fits || sample.cell[corner] < 0) continue;
-            const int64_t row = sample.cell[corner];
-            const auto cell = Vec<T, kVector>::load(p.value.at<const T>(place.b, row, place.m, c));
-            const Acc part = corner_weight(sample.x, sample.y, corner);
-            Acc dot = 0, terms[kVector];
+        for (int corner = 0; corner < 4; ++corner) {
+          const int cell = at.cell[corner];
+          cells[corner] = load_or_zero<T, kVector>(value + cell * row, owns && cell >= 0);
+        }
 #pragma unroll
-            for (int i = 0; i < kVector; ++i) {
-              dot = multiply_add(static_cast<Acc>(grad[i]), static_cast<Acc>(cell[i]), dot);
-              terms[i] = share * part * static_cast<Acc>(grad[i]);
-            }
-            along_weight = multiply_add(part, dot, along_weight);
-            along_x += (corner & 1 ? dot : -dot) * (corner & 2 ? sample.y : 1 - sample.y);
-            along_y += (corner & 2 ? dot : -dot) * (corner & 1 ? sample.x : 1 - sample.x);
-            if (fixed) {
-              add_fixed<Acc, kVector>(params.fixed_point.at<int64_t>(place.b, row, place.m, c),
-                                      terms, scale);
-            } else {
-              add_to<Acc, kVector>(params.grad_value.at<Acc>(place.b, row, place.m, c), terms);
-            }
+        for (int corner = 0; corner < 4; ++corner) {
+          Acc dot = 0, terms[kVector];
+#pragma unroll
+          for (int i = 0; i < kVector; ++i) {
+            const Acc grad = static_cast<Acc>(grads[i]);
+            dot = multiply_add(grad, static_cast<Acc>(cells[corner][i]), dot);
+            terms[i] = at.weight[corner] * grad;
           }
+          if (owns && at.cell[corner] >= 0) {
+            add_to_cell(params, place.b, at.cell[corner], place.m, c, terms);
+          }
+          dot = group_reduce(dot, tiles.lanes, Sum());
+          if (place.lane == k) own_dot[corner] = dot;
         }
       }
-      for (int distance = lanes / 2; distance > 0; distance /= 2) {
-        along_x += __shfl_xor_sync(kFullMask, along_x, distance);
-        along_y += __shfl_xor_sync(kFullMask, along_y, distance);
-        along_weight += __shfl_xor_sync(kFullMask, along_weight, distance);
-      }
-      if (!place.exists || place.lane != 0) continue;
-      const Acc nan = level.fits ? Acc(0) : Acc(NAN);
-      Acc* location = params.grad_locations.at<Acc>(place.b, place.q, place.m, l, point);
-      location[0] = along_x * share * static_cast<Acc>(level.width) + nan;
-      location[1] = along_y * share * static_cast<Acc>(level.height) + nan;
-      *params.grad_weights.at<Acc>(place.b, place.q, place.m, l, point) = along_weight + nan;
+      const int k = first + place.lane;
+      if (place.exists && k < points.count())
+        write_point_grad(params, place, k, own, own_dot, c0 > 0);
     }
   }
-}
-
-// Sums in fixed point become the gradient of value; both are contiguous.
-template <class Acc>
-__global__ void __launch_bounds__(kThreads) convert_kernel(MsDeformAttnBackwardParams p) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= p.grad_value.numel()) return;
-  const double bound = *p.largest.at<const double>(0) * *p.largest.at<const double>(1);
-  const double sum = static_cast<double>(p.fixed_point.as<const int64_t>()[i]);
-  p.grad_value.as<Acc>()[i] =
-      bound < INFINITY ? static_cast<Acc>(sum / fixed_point_scale(p)) : Acc(NAN);
+  finish(params, place, points, levels, tiles.lanes);
 }
 
 // Whether all vectors of kVectorOf<T> channels are aligned.
@@ -196,13 +344,21 @@ bool has_vectors(const View<4>& view) {
          reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
 }
 
-// f(lanes, blocks) for groups of lanes that cover the channels in vectors of this many.
+// f(tiles, grid) for groups of lanes that cover the channels in vectors of this many.
 template <class F>
-void with_groups(const MsDeformAttnParams& p, int vector, F f) {
-  int lanes = 1;
-  while (lanes < kWarpSize && lanes * vector < p.value.size[3]) lanes *= 2;
-  const int64_t threads = p.output.size[0] * p.output.size[1] * p.output.size[2] * lanes;
-  f(lanes, make_grid(ceil_div<int64_t>(threads, kThreads)));
+void with_tiles(const MsDeformAttnParams& p, int vector, F f) {
+  Tiles tiles = {1, 0, false};
+  while (tiles.lanes < kWarpSize && tiles.lanes * vector < p.value.size[3]) tiles.lanes *= 2;
+  const bool known = p.levels.shapes.data == nullptr;
+  int64_t cells = 0, patches = 0;
+  for (int64_t l = 0; known && l < p.locations.size[3]; ++l) {
+    cells += p.levels.width[l] * p.levels.height[l];
+    patches += patches_of(p.levels.width[l], p.levels.height[l], patch_size(tiles.lanes));
+  }
+  tiles.patches = known && cells == p.output.size[1];
+  tiles.count =
+      tiles.patches ? patches : ceil_div<int64_t>(p.output.size[1], kThreads / tiles.lanes);
+  f(tiles, make_grid(p.output.size[0] * p.output.size[2] * tiles.count));
 }
 
 }  // namespace
@@ -211,9 +367,9 @@ void ms_deform_attn_forward_cuda(const MsDeformAttnParams& p, cudaStream_t strea
   dispatch_floating(p.value.dtype, "value", [&](auto zero) {
     using T = decltype(zero);
     const bool vectors = has_vectors<T>(p.value) && has_vectors<T>(p.output);
-    with_groups(p, vectors ? kVectorOf<T> : 1, [&](int lanes, dim3 grid) {
+    with_tiles(p, vectors ? kVectorOf<T> : 1, [&](const Tiles& tiles, dim3 grid) {
       const auto kernel = vectors ? forward_kernel<T, kVectorOf<T>> : forward_kernel<T, 1>;
-      launch("ms_deform_attn_forward", kernel, grid, kThreads, 0, stream, p, lanes);
+      launch("ms_deform_attn_forward", kernel, grid, kThreads, 0, stream, p, tiles);
     });
   });
 }
@@ -223,14 +379,10 @@ void ms_deform_attn_backward_cuda(const MsDeformAttnBackwardParams& params, cuda
   dispatch_floating(p.value.dtype, "value", [&](auto zero) {
     using T = decltype(zero);
     const bool vectors = has_vectors<T>(p.value) && has_vectors<T>(p.output);
-    with_groups(p, vectors ? kVectorOf<T> : 1, [&](int lanes, dim3 grid) {
+    with_tiles(p, vectors ? kVectorOf<T> : 1, [&](const Tiles& tiles, dim3 grid) {
       const auto kernel = vectors ? backward_kernel<T, kVectorOf<T>> : backward_kernel<T, 1>;
-      launch("ms_deform_attn_backward", kernel, grid, kThreads, 0, stream, params, lanes);
+      launch("ms_deform_attn_backward", kernel, grid, kThreads, 0, stream, params, tiles);
     });
-    if (params.fixed_point.data == nullptr) return;
-    launch("ms_deform_attn_convert", convert_kernel<accumulate_t<T>>,
-           make_grid(ceil_div<int64_t>(params.grad_value.numel(), kThreads)), kThreads, 0, stream,
-           params);
   });
 }
 

@@ -19,15 +19,15 @@ void point_sample_cuda(const PointSampleParams& params, cudaStream_t stream);
 struct PointSampleInputGradParams {
   View<3> grad_output;  // [N, C, P], any strides
   View<3> points;       // [N, P, 2]
-  View<4> grad_input;   // [N, C, H, W] of accumulation type, zeros on entry, contiguous, written
-  // CUDA, or null data: sums in fixed point, which do not depend on their order.
-  View<4> fixed_point;  // [N, C, H, W] int64, zeros on entry, contiguous
-  View<1> largest;      // [1] float64: the greatest |grad_output|
+  // [N, C, H, W] of accumulation type, contiguous, zeros on entry, written. CUDA: where its data
+  // type is i64, sums are in fixed point, which do not depend on their order.
+  View<4> grad_input;
+  View<1> units;  // [1] f64: fixed-point units of grad_input per 1, or null data
 };
 
 // Deterministic: a task owns a map and adds the points in order.
 void point_sample_input_grad_cpu(const PointSampleInputGradParams& params);
-// Adds with atomics; deterministic with `fixed_point`, and then NaN where a gradient is infinite.
+// Adds with atomics.
 void point_sample_input_grad_cuda(const PointSampleInputGradParams& params, cudaStream_t stream);
 
 struct PointSamplePointsGradParams {

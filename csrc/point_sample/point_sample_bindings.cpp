@@ -37,23 +37,20 @@ void forward(const py::object& input, const py::object& points, const py::object
 }
 
 void input_grad(const py::object& grad_output, const py::object& points,
-                const py::object& grad_input, const py::object& fixed_point,
-                const py::object& largest, uintptr_t stream) {
+                const py::object& grad_input, const py::object& units, uintptr_t stream) {
   const Array grad(grad_output, "grad_output"), point_array(points, "points");
   const Array result(grad_input, "grad_input");
   PointSampleInputGradParams params;
   params.grad_output = grad.view<3>();
   params.points = read_points(point_array, grad);
   grad.expect_shape({-1, -1, point_array.size(1)});
-  result.expect_dtype({accumulation_of(grad)}).expect_device(grad);
+  const DType sums = units.is_none() ? accumulation_of(grad) : DType::i64;
+  result.expect_dtype({sums}).expect_device(grad);
   params.grad_input = read_maps(result.expect_shape({grad.size(0), grad.size(1), -1, -1}));
-  if (!fixed_point.is_none()) {
-    const Array sums(fixed_point, "fixed_point"), bound(largest, "largest");
-    sums.expect_dtype({DType::i64}).expect_device(grad);
-    sums.expect_shape({result.size(0), result.size(1), result.size(2), result.size(3)});
-    bound.expect_dtype({DType::f64}).expect_device(grad).expect_shape({1});
-    params.fixed_point = sums.view<4>();
-    params.largest = bound.view<1>();
+  if (!units.is_none()) {
+    const Array unit_array(units, "units");
+    unit_array.expect_dtype({DType::f64}).expect_device(grad).expect_shape({1});
+    params.units = unit_array.view<1>();
   }
   launch_on(grad.device(), stream, params, point_sample_input_grad_cpu,
             FASTSEG_CUDA(point_sample_input_grad_cuda));
@@ -81,8 +78,7 @@ void bind_point_sample(py::module_& module) {
   module.def("point_sample", &forward, py::arg("input"), py::arg("points"), py::arg("output"),
              py::arg("stream") = 0);
   module.def("point_sample_input_grad", &input_grad, py::arg("grad_output"), py::arg("points"),
-             py::arg("grad_input"), py::arg("fixed_point"), py::arg("largest"),
-             py::arg("stream") = 0);
+             py::arg("grad_input"), py::arg("units"), py::arg("stream") = 0);
   module.def("point_sample_points_grad", &points_grad, py::arg("grad_output"), py::arg("input"),
              py::arg("points"), py::arg("grad_points"), py::arg("stream") = 0);
 }

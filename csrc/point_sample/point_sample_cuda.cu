@@ -1,4 +1,5 @@
 // Point sampling on CUDA: a thread locates one point and visits the channels of its chunk.
+#include "core/atomic_sums.cuh"
 #include "core/cuda.cuh"
 #include "point_sample/point_sample_math.h"
 
@@ -55,16 +56,6 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(PointSampleParams p) 
   }
 }
 
-// Units of the fixed-point sums: a power of two so small that no sum overflows 62 bits. A cell gets
-// at most one term of each point, none larger than the bound.
-__device__ double fixed_point_scale(const PointSampleInputGradParams& p) {
-  const double bound = *p.largest.at<const double>(0);
-  const double most = bound * static_cast<double>(p.grad_output.size[2]);
-  int exponent = 0;
-  frexp(most, &exponent);
-  return bound > 0 && most < INFINITY ? ldexp(1.0, 62 - exponent) : 1.0;
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads) input_grad_kernel(PointSampleInputGradParams p) {
   using Acc = accumulate_t<T>;
@@ -72,35 +63,21 @@ __global__ void __launch_bounds__(kThreads) input_grad_kernel(PointSampleInputGr
   const Place at = find_place(grads.size[0], grads.size[1], grads.size[2], kChannelsPerThread);
   if (!at.exists) return;
   const Sample<Acc> sample = locate_point<Acc>(p.grad_input, p.points, at);
-  const bool fixed = p.fixed_point.data != nullptr;
-  const double scale = fixed ? fixed_point_scale(p) : 1.0;
+  const double* units = p.units.as<const double>();
   for (int64_t c = at.first; c < at.end; ++c) {
     const Acc grad = static_cast<Acc>(*grads.at<const T>(at.n, c, at.point));
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
       const int cell = sample.cell[corner];
       if (cell < 0) continue;
-      const Acc term = grad * corner_weight(sample.x, sample.y, corner);
-      if (fixed) {
-        const int64_t units = __double2ll_rn(static_cast<double>(term) * scale);
-        int64_t* sum = p.fixed_point.at<int64_t>(at.n, c) + cell;
-        atomicAdd(reinterpret_cast<unsigned long long*>(sum),
-                  static_cast<unsigned long long>(units));
+      const Acc term[1] = {grad * corner_weight(sample.x, sample.y, corner)};
+      if (units == nullptr) {
+        atomic_add(p.grad_input.at<Acc>(at.n, c) + cell, term);
       } else {
-        atomicAdd(p.grad_input.at<Acc>(at.n, c) + cell, term);
+        atomic_add_fixed_point(p.grad_input.at<int64_t>(at.n, c) + cell, term, *units);
       }
     }
   }
-}
-
-// Sums in fixed point become the gradient of input; both are contiguous.
-template <class Acc>
-__global__ void __launch_bounds__(kThreads) convert_kernel(PointSampleInputGradParams p) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= p.grad_input.numel()) return;
-  const double sum = static_cast<double>(p.fixed_point.as<const int64_t>()[i]);
-  const bool finite = *p.largest.at<const double>(0) < INFINITY;
-  p.grad_input.as<Acc>()[i] = finite ? static_cast<Acc>(sum / fixed_point_scale(p)) : Acc(NAN);
 }
 
 template <class T>
@@ -142,9 +119,6 @@ void point_sample_input_grad_cuda(const PointSampleInputGradParams& p, cudaStrea
     using T = decltype(zero);
     launch("point_sample_input_grad", input_grad_kernel<T>,
            grid_of(p.grad_output, kChannelsPerThread), kThreads, 0, stream, p);
-    if (p.fixed_point.data == nullptr) return;
-    launch("point_sample_convert", convert_kernel<accumulate_t<T>>,
-           make_grid(ceil_div<int64_t>(p.grad_input.numel(), kThreads)), kThreads, 0, stream, p);
   });
 }
 

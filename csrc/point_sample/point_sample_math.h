@@ -1,4 +1,4 @@
-// What a point reads and how it pulls on it: the arithmetic that CPU and CUDA share.
+// What a point reads: the arithmetic that CPU and CUDA share.
 #pragma once
 
 #include "core/dispatch.h"
@@ -17,21 +17,9 @@ void dispatch_maps(DType maps, F&& f) {
 // The cells around point (x, y) of each map of `maps`, as offsets from the map's first element.
 template <class Acc>
 FASTSEG_HD Sample<Acc> locate(const View<4>& maps, Acc x, Acc y) {
-  return locate(x, y, static_cast<int>(maps.size[3]), static_cast<int>(maps.size[2]), 0,
-                static_cast<int>(maps.stride[2]), static_cast<int>(maps.stride[3]));
-}
-
-// How fast the sample between four values changes per cell, along x and along y.
-template <class Acc>
-struct Slope {
-  Acc x, y;
-};
-
-template <class Acc>
-FASTSEG_HD Slope<Acc> slope_between(const Acc (&cell)[4], Acc x, Acc y) {
-  const Acc along_x = (cell[1] - cell[0]) * (Acc(1) - y) + (cell[3] - cell[2]) * y;
-  const Acc along_y = (cell[2] - cell[0]) * (Acc(1) - x) + (cell[3] - cell[1]) * x;
-  return {along_x, along_y};
+  const int width = static_cast<int>(maps.size[3]), height = static_cast<int>(maps.size[2]);
+  return cells_around(position(x, y, width, height), width, height, 0,
+                      static_cast<int>(maps.stride[2]), static_cast<int>(maps.stride[3]));
 }
 
 }  // namespace fastseg

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastseg.ops import ms_deform_attn
+from fastseg.ops import ms_deform_attn_fused
 
 
 class MSDeformAttn(nn.Module):
@@ -93,20 +93,13 @@ class MSDeformAttn(nn.Module):
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0)
         samples = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).unflatten(2, (*samples, 2))
-        weights = self.attention_weights(query).unflatten(2, (self.num_heads, -1)).softmax(-1)
-        references = reference_points[:, :, None, :, None]
-        if reference_points.shape[-1] == 2:
-            sides = torch.as_tensor(spatial_shapes, device=query.device).flip(1)
-            locations = references + offsets / sides[:, None]
-        else:
-            locations = references[..., :2] + offsets * references[..., 2:] / (2 * self.num_points)
-        attended = ms_deform_attn(
+        attended = ms_deform_attn_fused(
             value.unflatten(2, (self.num_heads, -1)),
             spatial_shapes,
             level_start_index,
-            locations,
-            weights.unflatten(3, samples[1:]),
+            reference_points,
+            self.sampling_offsets(query).unflatten(2, (*samples, 2)),
+            self.attention_weights(query).unflatten(2, samples),
         )
         return self.output_proj(attended)
 

@@ -6,7 +6,7 @@ from fastseg.ops.mask_iou import mask_iou
 from fastseg.ops.mask_nms import mask_nms, soft_mask_nms
 from fastseg.ops.masked_attention import masked_attention
 from fastseg.ops.matrix_nms import matrix_nms, matrix_nms_padded, matrix_nms_scores
-from fastseg.ops.ms_deform_attn import ms_deform_attn
+from fastseg.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from fastseg.ops.nms import batched_nms, nms
 from fastseg.ops.pack_masks import PackedMasks, pack_masks, unpack_masks
 from fastseg.ops.panoptic_map import panoptic_map
@@ -29,6 +29,7 @@ __all__ = [
     "matrix_nms_padded",
     "matrix_nms_scores",
     "ms_deform_attn",
+    "ms_deform_attn_fused",
     "multi_scale_roi_align",
     "nms",
     "pack_attention_mask",

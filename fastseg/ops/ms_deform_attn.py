@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
+from fastseg.ops._fixed_point import fixed_point_units, wants_fixed_point
 from fastseg.ops._registry import LIBRARY, stream_of
 from fastseg.reference.ms_deform_attn import ms_deform_attn as _reference
+from fastseg.reference.ms_deform_attn import ms_deform_attn_fused as _fused_reference
 
+# With reference points the op is the fused form: locations are offsets, weights are logits.
 _LEVELS = "Tensor? shape_tensor, Tensor? start_tensor, SymInt[] shapes, SymInt[] starts"
+_POINTS = "Tensor? reference_points, Tensor locations, Tensor weights"
+LIBRARY.define(f"ms_deform_attn(Tensor value, {_LEVELS}, {_POINTS}) -> Tensor")
 LIBRARY.define(
-    f"ms_deform_attn(Tensor value, {_LEVELS}, Tensor sampling_locations, "
-    "Tensor attention_weights) -> Tensor"
-)
-LIBRARY.define(
-    f"ms_deform_attn_backward(Tensor grad_output, Tensor value, {_LEVELS}, "
-    "Tensor sampling_locations, Tensor attention_weights, bool deterministic) "
-    "-> (Tensor, Tensor, Tensor)"
+    f"ms_deform_attn_backward(Tensor grad_output, Tensor value, {_LEVELS}, {_POINTS}, "
+    "bool needs_reference_grad) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -58,21 +58,67 @@ def ms_deform_attn(
             CUDA, levels that do not fit value give NaN instead, as looking would cost a
             synchronisation.
     """
-    for name, tensor, dims in (
-        ("value", value, 4),
-        ("sampling_locations", sampling_locations, 6),
-        ("attention_weights", attention_weights, 5),
-    ):
-        if tensor.dim() != dims or not tensor.is_floating_point():
-            raise ValueError(
-                f"{name} must be floating point with {dims} dimensions, got {tensor.dtype} of "
-                f"shape {tuple(tensor.shape)}"
-            )
+    _check_dims("value", value, 4)
+    _check_dims("sampling_locations", sampling_locations, 6)
+    _check_dims("attention_weights", attention_weights, 5)
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     levels = _levels(spatial_shapes, level_start_index, value.device)
     return torch.ops.fastseg.ms_deform_attn(
-        value, *levels, sampling_locations.to(dtype), attention_weights.to(dtype)
+        value, *levels, None, sampling_locations.to(dtype), attention_weights.to(dtype)
     )
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[tuple[int, int]],
+    level_start_index: Tensor | Sequence[int] | None,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """`ms_deform_attn` of what a Deformable DETR layer predicts: offsets and logits.
+
+    Locations and weights are computed where they are used and never stored. Attention weights are
+    the softmax of the logits over levels and points together. A location is the reference point
+    plus offset / (width, height), or within a reference box its centre plus
+    offset / P * size / 2.
+
+    Source: Zhu et al., Deformable DETR, 2021; as its module computes between the linear layers.
+
+    Args:
+        value: [B, S, M, D] float32/float64/float16/bfloat16, as for `ms_deform_attn`.
+        spatial_shapes: (height, width) of each level: [L, 2] int64, or a sequence of pairs.
+        level_start_index: first row of each level: [L] int64, or a sequence; None: without gaps.
+        reference_points: [B, Q, L, 2], x and y in units of each map's width and height; or
+            [B, Q, L, 4], centre x, y, width and height of a box. Like the two below used in
+            float32 (float64 for float64 value) whatever its type. Expanded dimensions cost
+            nothing.
+        sampling_offsets: [B, Q, M, L, P, 2] x and y. A sample at NaN counts as 0.
+        attention_logits: [B, Q, M, L, P].
+
+    Returns:
+        [B, Q, M * D] of value's dtype; sums are float32 (float64). Differentiable twice in all
+        four tensors; for the gradient of value see `ms_deform_attn`.
+
+    Raises:
+        ValueError: shapes do not fit each other; for levels see `ms_deform_attn`.
+    """
+    _check_dims("value", value, 4)
+    _check_dims("reference_points", reference_points, 4)
+    _check_dims("sampling_offsets", sampling_offsets, 6)
+    _check_dims("attention_logits", attention_logits, 5)
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    points = (x.to(dtype) for x in (reference_points, sampling_offsets, attention_logits))
+    levels = _levels(spatial_shapes, level_start_index, value.device)
+    return torch.ops.fastseg.ms_deform_attn(value, *levels, *points)
+
+
+def _check_dims(name: str, tensor: Tensor, dims: int) -> None:
+    if tensor.dim() != dims or not tensor.is_floating_point():
+        raise ValueError(
+            f"{name} must be floating point with {dims} dimensions, got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}"
+        )
 
 
 _Levels = tuple[Tensor | None, Tensor | None, list[int], list[int]]
@@ -133,83 +179,110 @@ def _forward_fake(value: Tensor, *arguments: Any) -> Tensor:
 
 @torch.library.impl(LIBRARY, "ms_deform_attn_backward", "CPU")
 @torch.library.impl(LIBRARY, "ms_deform_attn_backward", "CUDA")
-def _backward(grad_output: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *levels, locations, weights, deterministic = arguments
+def _backward(
+    grad_output: Tensor, value: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *points, needs_reference_grad = arguments
+    *_, references, locations, weights = points
     grad_output = grad_output.unflatten(2, value.shape[2:])
+    units = None
+    if wants_fixed_point(value):
+        units = _units(grad_output, weights, is_logits=references is not None)
     # Gradients are summed in float32 whatever their type; only float64 needs more.
-    grads = (
-        torch.zeros(value.shape, dtype=weights.dtype, device=value.device),
-        torch.empty(locations.shape, dtype=weights.dtype, device=value.device),
-        torch.empty(weights.shape, dtype=weights.dtype, device=value.device),
-    )
-    fixed_point = largest = None
-    if deterministic and grad_output.numel() and weights.numel():
-        fixed_point = torch.zeros(value.shape, dtype=torch.int64, device=value.device)
-        largest = torch.stack([x.abs().max().double() for x in (grad_output, weights)])
+    sums_dtype = weights.dtype if units is None else torch.int64
+    grad_value = torch.zeros(value.shape, dtype=sums_dtype, device=value.device)
+    grad_locations = weights.new_empty(locations.shape)
+    grad_weights = weights.new_empty(weights.shape)
+    head_shares = None  # of the gradient of the reference points
+    if needs_reference_grad:
+        head_shares = weights.new_empty(*weights.shape[:4], references.shape[3])
     _C.ms_deform_attn_backward(
         grad_output,
         value,
-        *levels,
-        locations,
-        weights,
-        *grads,
-        fixed_point,
-        largest,
+        *points,
+        grad_value,
+        head_shares,
+        grad_locations,
+        grad_weights,
+        units,
         stream_of(value),
     )
-    return grads[0].to(value.dtype), grads[1], grads[2]
+    if units is not None:
+        grad_value = grad_value.double().div_(units)
+    grad_references = weights.new_empty(0) if head_shares is None else head_shares.sum(2)
+    return grad_value.to(value.dtype), grad_references, grad_locations, grad_weights
+
+
+def _units(grad_output: Tensor, weights: Tensor, *, is_logits: bool) -> Tensor:
+    """Fixed-point units of the gradient of value: a sample adds at most |weight * grad_output|."""
+    if not (grad_output.numel() and weights.numel()):
+        return grad_output.new_ones(1, dtype=torch.float64)
+    largest = grad_output.abs().max().double()
+    if not is_logits:
+        largest = largest * weights.abs().max().double()
+    return fixed_point_units(largest, weights.shape[1] * weights.shape[3] * weights.shape[4])
 
 
 @torch.library.register_fake("fastseg::ms_deform_attn_backward")
 def _backward_fake(
     grad_output: Tensor, value: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    *_, locations, weights, _ = arguments
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, references, locations, weights, needs_reference_grad = arguments
     return (
-        torch.empty(value.shape, dtype=value.dtype, device=value.device),
-        torch.empty(locations.shape, dtype=locations.dtype, device=value.device),
-        torch.empty(weights.shape, dtype=weights.dtype, device=value.device),
+        value.new_empty(value.shape),
+        weights.new_empty(references.shape if needs_reference_grad else 0),
+        weights.new_empty(locations.shape),
+        weights.new_empty(weights.shape),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, shape_tensor, start_tensor, ctx.shapes, ctx.starts, locations, weights = inputs
-    ctx.save_for_backward(value, shape_tensor, start_tensor, locations, weights)
+    value, shape_tensor, start_tensor, ctx.shapes, ctx.starts, *points = inputs
+    ctx.save_for_backward(value, shape_tensor, start_tensor, *points)
 
 
 def _autograd(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    value, shape_tensor, start_tensor, locations, weights = ctx.saved_tensors
-    grad_value, grad_locations, grad_weights = torch.ops.fastseg.ms_deform_attn_backward(
+    value, shape_tensor, start_tensor, *points = ctx.saved_tensors
+    needs_reference_grad = ctx.needs_input_grad[5]
+    grad_value, grad_references, *grads = torch.ops.fastseg.ms_deform_attn_backward(
         grad_output,
         value,
         shape_tensor,
         start_tensor,
         ctx.shapes,
         ctx.starts,
-        locations,
-        weights,
-        torch.are_deterministic_algorithms_enabled() and value.is_cuda,
+        *points,
+        needs_reference_grad,
     )
-    return grad_value, None, None, None, None, grad_locations, grad_weights
+    if not needs_reference_grad:
+        grad_references = None
+    return grad_value, None, None, None, None, grad_references, *grads
 
 
 def _setup_double_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_output, value, shape_tensor, start_tensor, ctx.shapes, ctx.starts, *rest, _ = inputs
-    ctx.save_for_backward(grad_output, value, shape_tensor, start_tensor, *rest)
+    grad_output, value, shape_tensor, start_tensor, ctx.shapes, ctx.starts, *points, _ = inputs
+    ctx.save_for_backward(grad_output, value, shape_tensor, start_tensor, *points)
 
 
-def _double_autograd(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+def _double_autograd(ctx: Any, grad_value: Tensor, *grad_points: Tensor) -> tuple[Any, ...]:
     """Through the definition, whose gradients torch can differentiate again."""
-    grad_output, value, shape_tensor, start_tensor, locations, weights = ctx.saved_tensors
+    grad_output, value, shape_tensor, start_tensor, *points = ctx.saved_tensors
     shapes = ctx.shapes if shape_tensor is None else shape_tensor.flatten().tolist()
     starts = ctx.starts if start_tensor is None else start_tensor.tolist()
     pairs = list(zip(shapes[::2], shapes[1::2], strict=True))
+    fused = points[0] is not None
+    definition = _fused_reference if fused else _reference
+    if not fused:
+        points, grad_points = points[1:], grad_points[1:]
+    elif grad_points[0].numel() == 0:  # nobody wanted the gradient of the reference points
+        grad_points = (torch.zeros_like(points[0]), *grad_points[1:])
     with torch.enable_grad():
-        inputs = [x.detach().requires_grad_() for x in (grad_output, value, locations, weights)]
-        output = _reference(inputs[1], pairs, starts, inputs[2], inputs[3])
+        inputs = [x.detach().requires_grad_() for x in (grad_output, value, *points)]
+        output = definition(inputs[1], pairs, starts, *inputs[2:])
         first = torch.autograd.grad(output, inputs[1:], inputs[0], create_graph=True)
-        second = torch.autograd.grad(first, inputs, grads, allow_unused=True)
-    return second[0], second[1], None, None, None, None, second[2], second[3], None
+        second = torch.autograd.grad(first, inputs, (grad_value, *grad_points), allow_unused=True)
+    of_points = second[2:] if fused else (None, *second[2:])
+    return second[0], second[1], None, None, None, None, *of_points, None
 
 
 torch.library.register_autograd(

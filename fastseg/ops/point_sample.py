@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
+from fastseg.ops._fixed_point import fixed_point_units, wants_fixed_point
 from fastseg.ops._registry import LIBRARY, stream_of
 from fastseg.reference.point_sample import point_sample as _reference
 
 LIBRARY.define("point_sample(Tensor input, Tensor points) -> Tensor")
 LIBRARY.define(
-    "point_sample_input_grad(Tensor grad_output, Tensor points, SymInt height, SymInt width, "
-    "bool deterministic) -> Tensor"
+    "point_sample_input_grad(Tensor grad_output, Tensor points, SymInt height, SymInt width) "
+    "-> Tensor"
 )
 LIBRARY.define(
     "point_sample_points_grad(Tensor grad_output, Tensor input, Tensor points) -> Tensor"
@@ -135,26 +136,27 @@ def _forward_fake(input: Tensor, points: Tensor) -> Tensor:
 
 @torch.library.impl(LIBRARY, "point_sample_input_grad", "CPU")
 @torch.library.impl(LIBRARY, "point_sample_input_grad", "CUDA")
-def _input_grad(
-    grad_output: Tensor, points: Tensor, height: int, width: int, deterministic: bool
-) -> Tensor:
+def _input_grad(grad_output: Tensor, points: Tensor, height: int, width: int) -> Tensor:
+    units = None
+    if wants_fixed_point(grad_output):
+        largest = grad_output.abs().max() if grad_output.numel() else grad_output.new_ones(())
+        units = fixed_point_units(largest.double(), points.shape[1])
     # Summed in float32 whatever its type; only float64 needs more.
-    size = (*grad_output.shape[:2], height, width)
-    grad = torch.zeros(size, dtype=points.dtype, device=points.device)
-    fixed_point = largest = None
-    if deterministic and grad_output.numel():
-        fixed_point = torch.zeros(size, dtype=torch.int64, device=points.device)
-        largest = grad_output.abs().max().double()[None]
-    _C.point_sample_input_grad(
-        grad_output, points, grad, fixed_point, largest, stream_of(grad_output)
+    grad = torch.zeros(
+        *grad_output.shape[:2],
+        height,
+        width,
+        dtype=points.dtype if units is None else torch.int64,
+        device=points.device,
     )
+    _C.point_sample_input_grad(grad_output, points, grad, units, stream_of(grad_output))
+    if units is not None:
+        grad = grad.double().div_(units)
     return grad.to(grad_output.dtype)
 
 
 @torch.library.register_fake("fastseg::point_sample_input_grad")
-def _input_grad_fake(
-    grad_output: Tensor, points: Tensor, height: int, width: int, deterministic: bool
-) -> Tensor:
+def _input_grad_fake(grad_output: Tensor, points: Tensor, height: int, width: int) -> Tensor:
     return grad_output.new_empty(*grad_output.shape[:2], height, width)
 
 
@@ -171,10 +173,6 @@ def _points_grad_fake(grad_output: Tensor, input: Tensor, points: Tensor) -> Ten
     return points.new_empty(points.shape)
 
 
-def _deterministic(tensor: Tensor) -> bool:
-    return torch.are_deterministic_algorithms_enabled() and tensor.is_cuda
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, points = inputs
     ctx.size = input.shape[2:]
@@ -186,9 +184,7 @@ def _autograd(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     input, points = ctx.saved_tensors
     grad_input = grad_points = None
     if ctx.needs_input_grad[0]:
-        grad_input = torch.ops.fastseg.point_sample_input_grad(
-            grad_output, points, *ctx.size, _deterministic(grad_output)
-        )
+        grad_input = torch.ops.fastseg.point_sample_input_grad(grad_output, points, *ctx.size)
     if ctx.needs_input_grad[1]:
         grad_points = torch.ops.fastseg.point_sample_points_grad(
             grad_output, input.to(grad_output.dtype), points
@@ -206,7 +202,7 @@ def _input_grad_autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_points = None
     if ctx.needs_input_grad[1]:
         grad_points = torch.ops.fastseg.point_sample_points_grad(grad_output, grad, points)
-    return torch.ops.fastseg.point_sample(grad, points), grad_points, None, None, None
+    return torch.ops.fastseg.point_sample(grad, points), grad_points, None, None
 
 
 def _setup_points_grad_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

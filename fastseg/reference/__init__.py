@@ -7,7 +7,7 @@ from fastseg.reference.mask_iou import mask_iou
 from fastseg.reference.mask_nms import mask_nms, soft_mask_nms
 from fastseg.reference.masked_attention import masked_attention
 from fastseg.reference.matrix_nms import matrix_nms, matrix_nms_padded, matrix_nms_scores
-from fastseg.reference.ms_deform_attn import ms_deform_attn
+from fastseg.reference.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from fastseg.reference.nms import batched_nms, nms
 from fastseg.reference.pack_masks import pack_masks, unpack_masks
 from fastseg.reference.panoptic_map import panoptic_map
@@ -29,6 +29,7 @@ __all__ = [
     "matrix_nms_padded",
     "matrix_nms_scores",
     "ms_deform_attn",
+    "ms_deform_attn_fused",
     "multi_scale_roi_align",
     "nms",
     "pack_attention_mask",

@@ -31,6 +31,26 @@ def ms_deform_attn(
     return output.flatten(2)
 
 
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[tuple[int, int]],
+    level_start_index: Tensor | Sequence[int] | None,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """See `fastseg.ops.ms_deform_attn_fused`."""
+    references = reference_points[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 or 4]
+    if reference_points.shape[-1] == 2:
+        sides = torch.tensor([[int(width), int(height)] for height, width in spatial_shapes])
+        locations = references + sampling_offsets / sides.to(value.device)[:, None]
+    else:
+        centres, sizes = references.split(2, dim=-1)
+        locations = centres + sampling_offsets / sampling_offsets.shape[4] * sizes * 0.5
+    weights = attention_logits.flatten(3).softmax(-1).view(attention_logits.shape)
+    return ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)
+
+
 def bilinear(rows: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
     """Samples maps at relative positions; beyond the map lie zeros.
 

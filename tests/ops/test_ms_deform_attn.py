@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ms_deform_attn_cases import SHAPES, TOLERANCE, assert_near, gradients, random_case
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,44 +18,6 @@ from fastseg import reference
 from fastseg.ops import ms_deform_attn
 
 GOLDEN = load_file(Path(__file__).parents[1] / "data" / "ops_ms_deform_attn.safetensors")
-SHAPES = [(7, 9), (4, 3), (1, 1)]
-# Relative to the largest value: rounding to the stored type; in float32, of sums in another order
-# and of positions, which locations' gradients multiply by the map's side.
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-5,
-    torch.float16: 1e-3,
-    torch.bfloat16: 8e-3,
-}
-
-
-def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    assert actual.shape == expected.shape
-    scale = max(float(expected.detach().abs().max()), 1.0) if expected.numel() else 1.0
-    torch.testing.assert_close(
-        actual.double().cpu(),
-        expected.double().cpu(),
-        rtol=0,
-        atol=TOLERANCE[dtype] * scale,
-    )
-
-
-def random_case(
-    channels: int, *, heads: int = 3, queries: int = 11, points: int = 4, batch: int = 2
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, locations (some outside the maps) and weights, float64."""
-    rows = sum(height * width for height, width in SHAPES)
-    value = torch.randn(batch, rows, heads, channels, dtype=torch.float64)
-    size = (batch, queries, heads, len(SHAPES), points)
-    locations = torch.rand(*size, 2, dtype=torch.float64) * 1.4 - 0.2
-    weights = torch.rand(size, dtype=torch.float64).flatten(3).softmax(-1).view(size)
-    return value, locations, weights
-
-
-def gradients(function: Callable, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    output = function(*leaves)
-    return output.detach(), list(torch.autograd.grad(output, leaves, grad))
 
 
 @pytest.mark.parametrize("as_list", [False, True])
@@ -170,18 +133,22 @@ def test_double_backward() -> None:
 
 def test_deterministic_sums() -> None:
     """The fixed-point sums that CUDA takes for deterministic algorithms; the CPU needs none."""
-    value, locations, weights = (x.float() for x in random_case(8))
+    inputs = [x.float() for x in random_case(8)]
     grad = torch.randn(2, 11, 24) * 1e-3
-    flat = [side for shape in SHAPES for side in shape]
-    levels = (None, None, flat, [0, 63, 75])
-    plain = torch.ops.fastseg.ms_deform_attn_backward(
-        grad, value, *levels, locations, weights, False
-    )
-    fixed = torch.ops.fastseg.ms_deform_attn_backward(
-        grad, value, *levels, locations, weights, True
-    )
+    attend = lambda v, x, w: ms_deform_attn(v, SHAPES, None, x, w)  # noqa: E731
+    plain = gradients(attend, grad, *inputs)[1]
+    torch.use_deterministic_algorithms(True)
+    try:
+        fixed = gradients(attend, grad, *inputs)[1]
+        zeros = gradients(attend, 0 * grad, *inputs)[1]
+        grad[0, 0, 0] = float("inf")
+        infinite = gradients(attend, grad, *inputs)[1]
+    finally:
+        torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(fixed[0], plain[0], rtol=1e-5, atol=1e-10)
     assert torch.equal(fixed[1], plain[1]) and torch.equal(fixed[2], plain[2])
+    assert not any(x.any() for x in zeros)
+    assert not infinite[0].isfinite().all()
 
 
 @pytest.mark.gpu
@@ -278,31 +245,6 @@ def test_levels_on_the_gpu_that_do_not_fit() -> None:
     value, locations, weights = (x.float().cuda() for x in random_case(8))
     shapes = torch.tensor([(70, 9), (4, 3), (1, 1)], device="cuda")
     assert ms_deform_attn(value, shapes, None, locations, weights).isnan().any(dim=-1).all()
-
-
-def test_registered_with_torch(device: torch.device) -> None:
-    value, locations, weights = (x.float().to(device) for x in random_case(8))
-    flat, starts = [side for shape in SHAPES for side in shape], [0, 63, 75]
-    inputs = [x.requires_grad_() for x in (value, locations, weights)]
-    shapes = torch.tensor(SHAPES, device=device)
-    for levels in (
-        (None, None, flat, starts),
-        (shapes, torch.tensor(starts, device=device), [], []),
-    ):
-        torch.library.opcheck(
-            torch.ops.fastseg.ms_deform_attn.default, (inputs[0], *levels, *inputs[1:])
-        )
-
-
-@pytest.mark.parametrize("as_list", [False, True])
-def test_compiles(as_list: bool, device: torch.device) -> None:
-    value, locations, weights = (x.float().to(device) for x in random_case(8))
-    levels = SHAPES if as_list else torch.tensor(SHAPES, device=device)
-    compiled = torch.compile(ms_deform_attn, fullgraph=True, backend="aot_eager")
-    inputs = [x.requires_grad_() for x in (value, locations, weights)]
-    output = compiled(inputs[0], levels, None, *inputs[1:])
-    assert torch.equal(output, ms_deform_attn(inputs[0], levels, None, *inputs[1:]))
-    output.sum().backward()
 
 
 def test_every_cpu_variant(run_on_cpu_variant: Callable[..., None]) -> None:

@@ -177,13 +177,19 @@ def test_deterministic_sums() -> None:
     """The fixed-point sums that CUDA takes for deterministic algorithms; the CPU needs none."""
     _, points = (x.float() for x in random_case())
     grad = torch.randn(2, 3, 70) * 1e-3
-    plain, fixed = (
-        torch.ops.fastseg.point_sample_input_grad(grad, points, 9, 13, deterministic)
-        for deterministic in (False, True)
-    )
+    input_grad = torch.ops.fastseg.point_sample_input_grad
+    plain = input_grad(grad, points, 9, 13)
+    torch.use_deterministic_algorithms(True)
+    try:
+        fixed = input_grad(grad, points, 9, 13)
+        zeros = input_grad(0 * grad, points, 9, 13)
+        grad[0, 0, 0] = float("inf")
+        infinite = input_grad(grad, points, 9, 13)
+    finally:
+        torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(fixed, plain, rtol=1e-5, atol=1e-10)
-    zeros = torch.ops.fastseg.point_sample_input_grad(0 * grad, points, 9, 13, True)
     assert not zeros.any()
+    assert not infinite.isfinite().all()
 
 
 @pytest.mark.gpu
@@ -267,7 +273,7 @@ def test_registered_with_torch(dtype: torch.dtype, device: torch.device) -> None
     ops = torch.ops.fastseg
     torch.library.opcheck(ops.point_sample.default, (maps, points))
     torch.library.opcheck(ops.point_sample.default, (maps.detach() > 0, points))
-    torch.library.opcheck(ops.point_sample_input_grad.default, (grad, points, 9, 13, False))
+    torch.library.opcheck(ops.point_sample_input_grad.default, (grad, points, 9, 13))
     torch.library.opcheck(ops.point_sample_points_grad.default, (grad, maps, points))
 
 
