@@ -55,7 +55,7 @@ def test_fused_matches_reference(
 def test_fused_strides(device: torch.device) -> None:
     value, references, offsets, logits = (x.float().to(device) for x in fused_case(8, 2))
     shared = references[:1, :, :1].expand(2, -1, 3, -1)
-    attend = lambda *inputs: ms_deform_attn_fused(inputs[0], SHAPES, None, *inputs[1:])  # noqa: E731
+    attend = lambda v, *points: ms_deform_attn_fused(v, SHAPES, None, *points)  # noqa: E731
     grad = torch.randn(2, 76, 24, device=device)
     expected = gradients(attend, grad, value, shared.contiguous(), offsets, logits)
     output, grads = gradients(
@@ -103,7 +103,7 @@ def test_fused_double_backward(coordinates: int) -> None:
         logits[:1, :, :1, :, :1],
     ]
     inputs = [x.detach().requires_grad_() for x in inputs]
-    attend = lambda *x: ms_deform_attn_fused(x[0], shapes, None, *x[1:])  # noqa: E731
+    attend = lambda v, *points: ms_deform_attn_fused(v, shapes, None, *points)  # noqa: E731
     assert torch.autograd.gradgradcheck(attend, inputs, eps=1e-7, atol=1e-5)
     inputs[1].requires_grad_(False)
     assert torch.autograd.gradgradcheck(attend, inputs, eps=1e-7, atol=1e-5)
