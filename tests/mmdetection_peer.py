@@ -138,6 +138,28 @@ def spread_outputs(model: nn.Module, pixels: Tensor, **deviations: tuple[float, 
         hook.remove()
 
 
+def samples_of(
+    pixels: Tensor,
+    sizes: list[tuple[int, int]],
+    originals: list[tuple[int, int]] | None = None,
+) -> list[Any]:
+    """What mmdetection is told of each image of a batch; arguments as of ``mmdet_results``."""
+    from mmdet.structures import DetDataSample
+
+    return [
+        DetDataSample(
+            metainfo={
+                "img_shape": size,
+                "ori_shape": original,
+                "batch_input_shape": tuple(pixels.shape[2:]),
+                "pad_shape": tuple(pixels.shape[2:]),
+                "scale_factor": (size[1] / original[1], size[0] / original[0]),
+            }
+        )
+        for size, original in zip(sizes, originals or sizes, strict=True)
+    ]
+
+
 def mmdet_results(
     model: nn.Module, pixels: Tensor, sizes: list[tuple[int, int]], originals: list[tuple[int, int]]
 ) -> list[dict[str, Tensor]]:
@@ -149,20 +171,7 @@ def mmdet_results(
         sizes: (height, width) of each image without padding.
         originals: (height, width) of each image before resizing.
     """
-    from mmdet.structures import DetDataSample
-
-    samples = [
-        DetDataSample(
-            metainfo={
-                "img_shape": size,
-                "ori_shape": original,
-                "batch_input_shape": tuple(pixels.shape[2:]),
-                "pad_shape": tuple(pixels.shape[2:]),
-                "scale_factor": (size[1] / original[1], size[0] / original[0]),
-            }
-        )
-        for size, original in zip(sizes, originals, strict=True)
-    ]
+    samples = samples_of(pixels, sizes, originals)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         results = model.predict(pixels, samples)

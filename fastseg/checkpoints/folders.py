@@ -99,7 +99,11 @@ def folder_config(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if names := class_names(model.get("id2label")):
         found["classes"] = names
+    # MaskFormer's decoder is a DETR of its own configuration.
+    decoder = model.get("decoder_config")
     heads = model.get("num_attention_heads")
+    if isinstance(decoder, Mapping):
+        heads = decoder.get("decoder_attention_heads")
     if isinstance(heads, int):
         found["num_heads"] = heads
     images = folder / "preprocessor_config.json"

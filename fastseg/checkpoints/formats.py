@@ -13,6 +13,10 @@ FASTSEG_MASK2FORMER = "fastseg Mask2Former"
 ORIGINAL_MASK2FORMER = "the original Mask2Former"
 TRANSFORMERS_MASK2FORMER = "transformers Mask2Former"
 MMDETECTION_MASK2FORMER = "mmdetection Mask2Former"
+FASTSEG_MASKFORMER = "fastseg MaskFormer"
+ORIGINAL_MASKFORMER = "the original MaskFormer"
+TRANSFORMERS_MASKFORMER = "transformers MaskFormer"
+MMDETECTION_MASKFORMER = "mmdetection MaskFormer"
 
 # The first format of which every beginning occurs is the one.
 FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -24,11 +28,19 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("detectron2 Mask R-CNN", ("proposal_generator.rpn_head.", "roi_heads.mask_head.")),
     ("detectron2 R-CNN (no masks)", ("proposal_generator.rpn_head.",)),
     (FASTSEG_MASK2FORMER, ("pixel_decoder.layers.", "decoder.query_features.")),
+    (FASTSEG_MASKFORMER, ("pixel_decoder.lateral.0.0.", "decoder.query_embed.")),
     (
         ORIGINAL_MASK2FORMER,
         ("sem_seg_head.", "sem_seg_head.predictor.transformer_cross_attention_layers."),
     ),
-    ("the original MaskFormer", ("sem_seg_head.predictor.transformer.decoder.",)),
+    (
+        "MaskFormer with a transformer in its pixel decoder",
+        (
+            "sem_seg_head.pixel_decoder.transformer.encoder.",
+            "sem_seg_head.predictor.transformer.decoder.",
+        ),
+    ),
+    (ORIGINAL_MASKFORMER, ("sem_seg_head.predictor.transformer.decoder.",)),
     ("Mask DINO", ("sem_seg_head.predictor.decoder.",)),
     ("another model of detectron2 with a sem_seg_head", ("sem_seg_head.",)),
     ("transformers OneFormer", ("model.pixel_level_module.", "model.task_encoder.")),
@@ -36,7 +48,7 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
         TRANSFORMERS_MASK2FORMER,
         ("model.pixel_level_module.", "model.transformer_module.queries_features."),
     ),
-    ("transformers MaskFormer", ("model.pixel_level_module.", "mask_embedder.")),
+    (TRANSFORMERS_MASKFORMER, ("model.pixel_level_module.", "mask_embedder.")),
     ("a base model of transformers without class predictor", ("pixel_level_module.",)),
     ("mmdetection Mask R-CNN", ("rpn_head.", "roi_head.mask_head.")),
     ("mmdetection two-stage detector", ("rpn_head.", "roi_head.")),
@@ -52,7 +64,11 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (ORIGINAL_SOLO, ("bbox_head.dsolo_cate.", "bbox_head.dsolo_ins_list_x.")),
     (ADELAIDET_SOLOV2, ("ins_head.kernel_tower.", "mask_head.convs_all_levels.")),
     (MMDETECTION_MASK2FORMER, ("panoptic_head.pixel_decoder.", "panoptic_head.query_feat.")),
-    ("mmdetection MaskFormer", ("panoptic_head.pixel_decoder.",)),
+    (
+        "mmdetection MaskFormer with a transformer in its pixel decoder",
+        ("panoptic_head.pixel_decoder.encoder.",),
+    ),
+    (MMDETECTION_MASKFORMER, ("panoptic_head.pixel_decoder.",)),
     ("mmsegmentation Mask2Former", ("decode_head.pixel_decoder.", "decode_head.query_feat.")),
     ("DETR with masks", ("bbox_attention.", "mask_head.")),
     ("transformers DETR (no masks)", ("class_labels_classifier.", "bbox_predictor.")),

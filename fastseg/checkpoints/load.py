@@ -30,14 +30,10 @@ from fastseg.checkpoints.fill import fill
 from fastseg.checkpoints.folders import read_checkpoint
 from fastseg.checkpoints.formats import (
     ADELAIDET_SOLOV2,
-    FASTSEG_MASK2FORMER,
     FASTSEG_SOLO,
-    MMDETECTION_MASK2FORMER,
     MMDETECTION_SOLO,
-    ORIGINAL_MASK2FORMER,
     ORIGINAL_SOLO,
     TORCHVISION_MASK_RCNN,
-    TRANSFORMERS_MASK2FORMER,
     recognise,
 )
 from fastseg.checkpoints.keys import renamed
@@ -89,16 +85,16 @@ def load_model(
 
     Mask R-CNN of torchvision (v1 or v2 layout, any ResNet) becomes ``MaskRCNN``. SOLO, Decoupled
     SOLO and SOLOv2 of mmdetection and of their original repository, SOLOv2 of AdelaiDet and
-    checkpoints of ``SOLO`` itself become ``SOLO``. Mask2Former on ResNet or Swin of its original
-    repository, mmdetection and transformers and checkpoints of ``Mask2Former`` itself become
-    ``Mask2Former``.
+    checkpoints of ``SOLO`` itself become ``SOLO``. Mask2Former and MaskFormer on ResNet or Swin of
+    their original repositories, mmdetection and transformers and checkpoints of ``Mask2Former`` and
+    ``MaskFormer`` themselves become these.
 
     Class count, widths, depths and layout are read off the tensors. Half-precision tensors become
     float32. Class names are those in the file: in the ``config`` entry of a safetensors file, or
     where mmdetection and transformers put them. Weights of 91 classes (Mask R-CNN) or 80 (SOLO)
     without class names are taken for COCO's.
 
-    Of Mask2Former, 80 classes are taken for COCO's and ``task="instance"``, 133 for COCO's and
+    Of these two, 80 classes are taken for COCO's and ``task="instance"``, 133 for COCO's and
     ``task="panoptic"``, 150 for ADE20K's and 19 for Cityscapes' and ``task="semantic"``; any other
     number is ``task="instance"``. No tensor shows the task, nor whether weights are Mask2Former's
     for videos.
@@ -119,7 +115,7 @@ def load_model(
             default in the 1x1 convolution for AdelaiDet, whose zoo begins with detectron2's
             weights, and in the 3x3 convolution else. For Mask2Former also ``num_heads``, of all
             attentions; by default what the pixel decoder's attention has with four points per
-            head and scale.
+            head and scale; of MaskFormer no tensor shows it, and the default is 8.
 
     Returns:
         The model in evaluation mode, float32, on the CPU.
@@ -220,7 +216,7 @@ def mask2former_network(
     *,
     names: mask2former.Names | None,
 ) -> tuple[Mask2Former, dict[str, Tensor]]:
-    """Mask2Former from a peer's tensors.
+    """Mask2Former or MaskFormer from a peer's tensors.
 
     Args:
         tensors: the checkpoint's.
@@ -288,14 +284,11 @@ READERS: dict[str, Reader] = {
     ),
     **{
         found: Reader(
-            "mask2former", MASK2FORMER_HYPER_PARAMETERS, partial(mask2former_network, names=names)
+            "maskformer" if "MaskFormer" in found else "mask2former",
+            MASK2FORMER_HYPER_PARAMETERS,
+            partial(mask2former_network, names=names),
         )
-        for found, names in (
-            (FASTSEG_MASK2FORMER, None),
-            (ORIGINAL_MASK2FORMER, mask2former.ORIGINAL),
-            (MMDETECTION_MASK2FORMER, mask2former.MMDETECTION),
-            (TRANSFORMERS_MASK2FORMER, mask2former.TRANSFORMERS),
-        )
+        for found, names in mask2former.NAMES.items()
     },
 }
 

@@ -1,4 +1,4 @@
-"""Mask2Former from the peers' keys and from ours: its shape is read off the tensors."""
+"""Mask2Former and MaskFormer from the peers' keys and ours: shapes are read off the tensors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,24 @@ from fastseg.checkpoints import (
     swin,
     transformers_mask2former,
 )
-from fastseg.checkpoints.formats import recognise
+from fastseg.checkpoints.formats import (
+    FASTSEG_MASK2FORMER,
+    FASTSEG_MASKFORMER,
+    MMDETECTION_MASK2FORMER,
+    MMDETECTION_MASKFORMER,
+    ORIGINAL_MASK2FORMER,
+    ORIGINAL_MASKFORMER,
+    TRANSFORMERS_MASK2FORMER,
+    TRANSFORMERS_MASKFORMER,
+    recognise,
+)
 from fastseg.checkpoints.keys import Keys, renamed, resnet, with_joined_rows
+from fastseg.layers.base_pixel_decoder import BasePixelDecoder
 from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder
 from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder
+from fastseg.layers.transformer_decoder import TransformerDecoder
 from fastseg.models.mask2former import Mask2Former
+from fastseg.models.maskformer import MaskFormer
 
 # What its data set's number of classes tells of a checkpoint: ADE20K's and Cityscapes' may as well
 # be trained for panoptic segmentation.
@@ -50,13 +63,25 @@ class Names:
     backbone: str = "backbone."
 
 
-ORIGINAL = Names(original_mask2former.RULES, detectron2_resnet.RULES)
-MMDETECTION = Names(mmdetection_mask2former.RULES)
-TRANSFORMERS = Names(
-    transformers_mask2former.RULES,
-    transformers_mask2former.RESNET,
-    transformers_mask2former.BACKBONE,
-)
+# Per format; None for our own names.
+NAMES: dict[str, Names | None] = {
+    FASTSEG_MASK2FORMER: None,
+    ORIGINAL_MASK2FORMER: Names(original_mask2former.RULES, detectron2_resnet.RULES),
+    MMDETECTION_MASK2FORMER: Names(mmdetection_mask2former.RULES),
+    TRANSFORMERS_MASK2FORMER: Names(
+        transformers_mask2former.RULES,
+        transformers_mask2former.RESNET,
+        transformers_mask2former.BACKBONE,
+    ),
+    FASTSEG_MASKFORMER: None,
+    ORIGINAL_MASKFORMER: Names(original_mask2former.MASKFORMER_RULES, detectron2_resnet.RULES),
+    MMDETECTION_MASKFORMER: Names(mmdetection_mask2former.MASKFORMER_RULES),
+    TRANSFORMERS_MASKFORMER: Names(
+        transformers_mask2former.MASKFORMER_RULES,
+        transformers_mask2former.RESNET,
+        transformers_mask2former.BACKBONE,
+    ),
+}
 
 
 def with_our_names(tensors: Mapping[str, Tensor], names: Names, source: str) -> dict[str, Tensor]:
@@ -76,8 +101,11 @@ def with_our_names(tensors: Mapping[str, Tensor], names: Names, source: str) -> 
         ours = {f"backbone.{key}": tensor for key, tensor in ours.items()}
     else:
         ours = renamed({f"backbone.{key}": value for key, value in ours.items()}, names.resnet)
-    apart = [f".self_attn.{part}_proj." for part in "qkv"]
-    return {**ours, **with_joined_rows(renamed(rest, names.rules), apart, ".self_attn.in_proj_")}
+    rest = renamed(rest, names.rules)
+    for attention in (".self_attn.", ".cross_attn."):
+        apart = [f"{attention}{part}_proj." for part in "qkv"]
+        rest = with_joined_rows(rest, apart, f"{attention}in_proj_")
+    return {**ours, **rest}
 
 
 def defaults(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -114,12 +142,29 @@ def build(
         state_dict: tensors under our names.
         batch_norm_eps: eps of a ResNet's normalisations.
         stride_in_1x1: see ``fastseg.backbones.resnet.Bottleneck``.
-        num_heads: heads of all attentions; by default as many as the pixel decoder's attention
-            weights are for, with four points.
-        hyper_parameters: arguments of ``Mask2Former``.
+        num_heads: heads of all attentions; by default, of Mask2Former as many as the pixel
+            decoder's attention weights are for with four points, of MaskFormer eight.
+        hyper_parameters: arguments of ``Mask2Former`` and ``MaskFormer``.
     """
     keys = Keys(state_dict, batch_norm_eps)
     body = backbone(keys, stride_in_1x1=stride_in_1x1)
+    if keys.any("pixel_decoder.lateral.0.0."):
+        return MaskFormer(
+            backbone=body,
+            **maskformer_decoders(keys, body.out_channels, num_heads or NUM_HEADS),
+            **hyper_parameters,
+        )
+    return Mask2Former(
+        backbone=body,
+        **mask2former_decoders(keys, body.out_channels, num_heads),
+        **hyper_parameters,
+    )
+
+
+def mask2former_decoders(
+    keys: Keys, in_channels: Sequence[int], num_heads: int | None
+) -> dict[str, Any]:
+    """Pixel decoder and decoder of Mask2Former, as arguments of the model."""
     levels = keys.size("pixel_decoder.level_embed", 0, default=3)
     samples = keys.size(
         "pixel_decoder.layers.0.self_attn.attention_weights.weight",
@@ -130,7 +175,7 @@ def build(
     channels = keys.size("pixel_decoder.level_embed", 1, default=256)
     mask_channels = keys.size("pixel_decoder.mask_features.weight", 0, default=256)
     pixel_decoder = MSDeformAttnPixelDecoder(
-        in_channels=body.out_channels,
+        in_channels=in_channels,
         channels=channels,
         mask_channels=mask_channels,
         num_heads=heads,
@@ -149,9 +194,28 @@ def build(
         ffn_channels=keys.size("decoder.layers.0.linear1.weight", 0, default=2048),
         num_levels=keys.size("decoder.level_embed.weight", 0, default=3),
     )
-    return Mask2Former(
-        backbone=body, pixel_decoder=pixel_decoder, decoder=decoder, **hyper_parameters
+    return {"pixel_decoder": pixel_decoder, "decoder": decoder}
+
+
+def maskformer_decoders(keys: Keys, in_channels: Sequence[int], num_heads: int) -> dict[str, Any]:
+    """Pixel decoder and decoder of MaskFormer, as arguments of the model."""
+    mask_channels = keys.size("pixel_decoder.mask_features.weight", 0, default=256)
+    pixel_decoder = BasePixelDecoder(
+        in_channels=in_channels,
+        channels=keys.size("pixel_decoder.mask_features.weight", 1, default=256),
+        mask_channels=mask_channels,
     )
+    decoder = TransformerDecoder(
+        num_classes=keys.size("decoder.class_predictor.weight", 0, default=81) - 1,
+        in_channels=in_channels[-1],
+        num_queries=keys.size("decoder.query_embed.weight", 0, default=100),
+        channels=keys.size("decoder.query_embed.weight", 1, default=256),
+        mask_channels=mask_channels,
+        num_heads=num_heads,
+        num_layers=keys.count(r"decoder\.layers\.(\d+)\."),
+        ffn_channels=keys.size("decoder.layers.0.linear1.weight", 0, default=2048),
+    )
+    return {"pixel_decoder": pixel_decoder, "decoder": decoder}
 
 
 def backbone(keys: Keys, *, stride_in_1x1: bool) -> ResNet | SwinTransformer:

@@ -1,9 +1,19 @@
-"""Checkpoints of Mask2Former from mmdetection (2.20 to 3.3)."""
+"""Checkpoints of Mask2Former and MaskFormer from mmdetection (2.20 to 3.3)."""
 
 from __future__ import annotations
 
 PIXEL_DECODER = r"^panoptic_head\.pixel_decoder\."
 DECODER = r"^panoptic_head\.transformer_decoder\."
+FFN = (
+    (r"^((?:pixel_)?decoder\.layers\.\d+)\.ffns?(?:\.0)?\.layers\.0\.0\.", r"\1.linear1."),
+    (r"^((?:pixel_)?decoder\.layers\.\d+)\.ffns?(?:\.0)?\.layers\.1\.", r"\1.linear2."),
+)
+PREDICTIONS = (
+    (r"^panoptic_head\.query_embed\.", "decoder.query_embed."),
+    (r"^panoptic_head\.cls_embed\.", "decoder.class_predictor."),
+    # ReLUs are counted.
+    *((rf"^panoptic_head\.mask_embed\.{2 * i}\.", f"decoder.mask_embed.{i}.") for i in range(3)),
+)
 # Rules for `fastseg.checkpoints.keys.renamed`, for all but the backbone.
 RULES = (
     (PIXEL_DECODER + r"input_convs\.(\d+)\.conv\.", r"pixel_decoder.input_projections.\1.0."),
@@ -21,18 +31,33 @@ RULES = (
     (r"^(pixel_decoder\.layers\.\d+)\.attentions\.0\.", r"\1.self_attn."),
     (r"^(decoder\.layers\.\d+)\.(?:attentions\.0|cross_attn)\.attn\.", r"\1.cross_attn."),
     (r"^(decoder\.layers\.\d+)\.(?:attentions\.1|self_attn)\.attn\.", r"\1.self_attn."),
-    (r"^((?:pixel_)?decoder\.layers\.\d+)\.ffns?(?:\.0)?\.layers\.0\.0\.", r"\1.linear1."),
-    (r"^((?:pixel_)?decoder\.layers\.\d+)\.ffns?(?:\.0)?\.layers\.1\.", r"\1.linear2."),
+    *FFN,
     (r"^(pixel_decoder\.layers\.\d+)\.norms\.0\.", r"\1.norm1."),
     (r"^(pixel_decoder\.layers\.\d+)\.norms\.1\.", r"\1.norm2."),
     (r"^(decoder\.layers\.\d+)\.norms\.0\.", r"\1.cross_norm."),
     (r"^(decoder\.layers\.\d+)\.norms\.1\.", r"\1.self_norm."),
     (r"^(decoder\.layers\.\d+)\.norms\.2\.", r"\1.norm."),
     (r"^panoptic_head\.query_feat\.", "decoder.query_features."),
-    (r"^panoptic_head\.query_embed\.", "decoder.query_embed."),
     (r"^panoptic_head\.level_embed\.", "decoder.level_embed."),
     (r"^panoptic_head\.decoder_input_projs\.", "decoder.input_projections."),
-    (r"^panoptic_head\.cls_embed\.", "decoder.class_predictor."),
-    # ReLUs are counted.
-    *((rf"^panoptic_head\.mask_embed\.{2 * i}\.", f"decoder.mask_embed.{i}.") for i in range(3)),
+    *PREDICTIONS,
+)
+MASKFORMER_RULES = (
+    (PIXEL_DECODER + r"last_feat_conv\.", "panoptic_head.pixel_decoder.output_convs.3."),
+    (PIXEL_DECODER + r"lateral_convs\.(\d+)\.conv\.", r"pixel_decoder.lateral.\1.0."),
+    (PIXEL_DECODER + r"lateral_convs\.(\d+)\.gn\.", r"pixel_decoder.lateral.\1.1."),
+    (PIXEL_DECODER + r"output_convs\.(\d+)\.conv\.", r"pixel_decoder.output.\1.0."),
+    (PIXEL_DECODER + r"output_convs\.(\d+)\.gn\.", r"pixel_decoder.output.\1.1."),
+    (PIXEL_DECODER + r"mask_feature\.", "pixel_decoder.mask_features."),
+    (DECODER + r"layers\.", "decoder.layers."),
+    (DECODER + r"post_norm\.", "decoder.norm."),
+    # Self-attention comes first here.
+    (r"^(decoder\.layers\.\d+)\.(?:attentions\.0|self_attn)\.attn\.", r"\1.self_attn."),
+    (r"^(decoder\.layers\.\d+)\.(?:attentions\.1|cross_attn)\.attn\.", r"\1.cross_attn."),
+    (r"^(decoder\.layers\.\d+)\.norms\.0\.", r"\1.self_norm."),
+    (r"^(decoder\.layers\.\d+)\.norms\.1\.", r"\1.cross_norm."),
+    (r"^(decoder\.layers\.\d+)\.norms\.2\.", r"\1.norm."),
+    *FFN,
+    (r"^panoptic_head\.decoder_input_proj\.", "decoder.input_projection."),
+    *PREDICTIONS,
 )

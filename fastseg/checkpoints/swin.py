@@ -29,6 +29,7 @@ MMDETECTION = "mmdetection Swin"
 FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (TORCHVISION, ("features.0.0.", "features.1.0.attn.")),
     (TRANSFORMERS, ("swin.embeddings.patch_embeddings.",)),
+    (TRANSFORMERS, ("model.embeddings.patch_embeddings.", "hidden_states_norms.")),
     (TRANSFORMERS, ("embeddings.patch_embeddings.", "encoder.layers.0.blocks.")),
     (MMDETECTION, ("patch_embed.projection.", "stages.0.blocks.")),
     (AUTHORS, ("patch_embed.proj.", "layers.0.downsample.")),
@@ -48,7 +49,7 @@ RULES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     # Files on the hub have the names of version 4, models of version 5 have their own.
     TRANSFORMERS: (
-        (r"^swin\.", ""),
+        (r"^(?:swin|model)\.", ""),
         (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
         (r"^embeddings\.norm\.", "patch_embed.norm."),
         (r"^encoder\.layers\.", "layers."),
@@ -61,6 +62,7 @@ RULES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"\.intermediate\.dense\.", ".mlp.fc1."),
         (r"\.output\.dense\.", ".mlp.fc2."),
         *((rf"^hidden_states_norms\.stage{i + 1}\.", f"norm{i}.") for i in range(8)),
+        (r"^hidden_states_norms\.(\d)\.", r"norm\1."),  # MaskFormer's
     ),
     MMDETECTION: (
         (r"^patch_embed\.projection\.", "patch_embed.proj."),

@@ -1,4 +1,4 @@
-"""Checkpoints of Mask2Former from transformers.
+"""Checkpoints of Mask2Former and MaskFormer from transformers.
 
 Files have the names of version 4, which version 5 renames when it loads and saves; state dicts of
 its models have its own.
@@ -49,4 +49,23 @@ RULES = (
     (DECODER + r"queries_embedder\.", "decoder.query_embed."),
     (DECODER, "decoder."),
     (r"^class_predictor\.", "decoder.class_predictor."),
+)
+FPN = PIXEL_DECODER + r"fpn\."
+MASKFORMER_RULES = (
+    (FPN + r"stem\.", "pixel_decoder.output.3."),
+    # The coarsest scale is the first.
+    *((FPN + rf"layers\.{i}\.proj\.", f"pixel_decoder.lateral.{2 - i}.") for i in range(3)),
+    *((FPN + rf"layers\.{i}\.block\.", f"pixel_decoder.output.{2 - i}.") for i in range(3)),
+    (PIXEL_DECODER + r"mask_projection\.", "pixel_decoder.mask_features."),
+    (DECODER + r"decoder\.layernorm\.", "decoder.norm."),
+    (DECODER + r"(?:decoder\.)?", "decoder."),
+    (r"^(decoder\.layers\.\d+)\.encoder_attn_layer_norm\.", r"\1.cross_norm."),
+    (r"^(decoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.self_norm."),
+    (r"^(decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm."),
+    (r"^(decoder\.layers\.\d+)\.encoder_attn\.", r"\1.cross_attn."),
+    (r"^(decoder\.layers\.\d+\.(?:cross|self)_attn)\.o_proj\.", r"\1.out_proj."),
+    (r"^(decoder\.layers\.\d+)\.(?:mlp\.)?fc(\d)\.", r"\1.linear\2."),
+    (r"^decoder\.queries_embedder\.", "decoder.query_embed."),
+    (r"^class_predictor\.", "decoder.class_predictor."),
+    (r"^mask_embedder\.(\d)\.0\.", r"decoder.mask_embed.\1."),
 )

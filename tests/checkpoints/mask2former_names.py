@@ -1,4 +1,4 @@
-"""Names of Mask2Former's tensors with the peers."""
+"""Names of Mask2Former's and MaskFormer's tensors with the peers."""
 
 from __future__ import annotations
 
@@ -156,6 +156,95 @@ PEERS = {
     "mmdetection 2": MMDETECTION_2,
     "transformers 4": TRANSFORMERS_4,
     "transformers 5": TRANSFORMERS_5,
+}
+
+
+MASKFORMER_ORIGINAL = [
+    *DETECTRON2_RESNET,
+    *((rf"^pixel_decoder\.lateral\.{i}\.", f"pixel_decoder.adapter_{i + 1}.") for i in range(3)),
+    *((rf"^pixel_decoder\.output\.{i}\.", f"pixel_decoder.layer_{i + 1}.") for i in range(4)),
+    (r"^(pixel_decoder\.(?:adapter|layer)_\d)\.0\.", r"\1."),
+    (r"^(pixel_decoder\.(?:adapter|layer)_\d)\.1\.", r"\1.norm."),
+    (r"^pixel_decoder\.", "sem_seg_head.pixel_decoder."),
+    (r"^(decoder\.layers.*)\.norm\.", r"\1.norm3."),
+    (r"^(decoder\.layers.*)\.cross_norm\.", r"\1.norm2."),
+    (r"^(decoder\.layers.*)\.self_norm\.", r"\1.norm1."),
+    (r"^(decoder\.layers.*)\.cross_attn\.", r"\1.multihead_attn."),
+    (r"^decoder\.(layers|norm)\.", r"sem_seg_head.predictor.transformer.decoder.\1."),
+    (r"^decoder\.class_predictor\.", "sem_seg_head.predictor.class_embed."),
+    (r"^decoder\.mask_embed\.", "sem_seg_head.predictor.mask_embed.layers."),
+    (r"^decoder\.input_projection\.", "sem_seg_head.predictor.input_proj."),
+    (r"^decoder\.", "sem_seg_head.predictor."),
+]
+MASKFORMER_MMDETECTION = [
+    *SWIN_OF_MMDETECTION,
+    (r"^pixel_decoder\.output\.3\.", "pixel_decoder.last_feat_conv."),
+    (r"^pixel_decoder\.(lateral|output)\.", r"pixel_decoder.\1_convs."),
+    (r"^(pixel_decoder\.(?:.*_convs\.\d|last_feat_conv))\.0\.", r"\1.conv."),
+    (r"^(pixel_decoder\.(?:.*_convs\.\d|last_feat_conv))\.1\.", r"\1.gn."),
+    (r"^pixel_decoder\.mask_features\.", "pixel_decoder.mask_feature."),
+    (r"^pixel_decoder\.", "panoptic_head.pixel_decoder."),
+    (r"^(decoder\.layers.*)\.self_norm\.", r"\1.norms.0."),
+    (r"^(decoder\.layers.*)\.cross_norm\.", r"\1.norms.1."),
+    (r"^(decoder\.layers.*)\.norm\.", r"\1.norms.2."),
+    (r"^(decoder\.layers.*_attn)\.", r"\1.attn."),
+    (r"\.linear1\.", ".ffn.layers.0.0."),
+    (r"\.linear2\.", ".ffn.layers.1."),
+    (r"^decoder\.layers\.", "panoptic_head.transformer_decoder.layers."),
+    (r"^decoder\.norm\.", "panoptic_head.transformer_decoder.post_norm."),
+    (r"^decoder\.class_predictor\.", "panoptic_head.cls_embed."),
+    (r"^decoder\.mask_embed\.2\.", "panoptic_head.mask_embed.4."),
+    (r"^decoder\.mask_embed\.1\.", "panoptic_head.mask_embed.2."),
+    (r"^decoder\.input_projection\.", "panoptic_head.decoder_input_proj."),
+    (r"^decoder\.", "panoptic_head."),
+]
+MASKFORMER_MMDETECTION_2 = [
+    *MASKFORMER_MMDETECTION,
+    (r"(transformer_decoder.*)\.self_attn\.", r"\1.attentions.0."),
+    (r"(transformer_decoder.*)\.cross_attn\.", r"\1.attentions.1."),
+    (r"^(panoptic_head.*)\.ffn\.layers\.", r"\1.ffns.0.layers."),
+]
+MASKFORMER_TRANSFORMERS_4 = [
+    *TRANSFORMERS_4[:5],
+    (r"^backbone\.norm(\d)\.", r"backbone.hidden_states_norms.\1."),
+    *TRANSFORMERS_BACKBONE,
+    (r"^(model\.pixel_level_module\.encoder)\.(embeddings|encoder\.layers)\.", r"\1.model.\2."),
+    (r"^pixel_decoder\.output\.3\.", "pixel_decoder.fpn.stem."),
+    *((rf"^pixel_decoder\.lateral\.{2 - i}\.", f"pixel_decoder.fpn.layers.{i}.proj.")
+      for i in range(3)),
+    *((rf"^pixel_decoder\.output\.{2 - i}\.", f"pixel_decoder.fpn.layers.{i}.block.")
+      for i in range(3)),
+    (r"^pixel_decoder\.mask_features\.", "pixel_decoder.mask_projection."),
+    (r"^pixel_decoder\.", "model.pixel_level_module.decoder."),
+    (r"^(decoder\.layers.*)\.norm\.", r"\1.final_layer_norm."),
+    (r"^(decoder\.layers.*)\.self_norm\.", r"\1.self_attn_layer_norm."),
+    (r"^(decoder\.layers.*)\.cross_norm\.", r"\1.encoder_attn_layer_norm."),
+    (r"^(decoder.*)\.cross_attn\.", r"\1.encoder_attn."),
+    (r"\.(self|encoder)_attn\.in_proj_", r".\1_attn.{q_proj,k_proj,v_proj}."),
+    (r"\.linear(\d)\.", r".fc\1."),
+    (r"^decoder\.layers\.", "model.transformer_module.decoder.layers."),
+    (r"^decoder\.norm\.", "model.transformer_module.decoder.layernorm."),
+    (r"^decoder\.mask_embed\.(\d)\.", r"mask_embedder.\1.0."),
+    (r"^decoder\.class_predictor\.", "class_predictor."),
+    (r"^decoder\.query_embed\.", "model.transformer_module.queries_embedder."),
+    (r"^decoder\.", "model.transformer_module."),
+]  # fmt: skip
+MASKFORMER_TRANSFORMERS_5 = [
+    *MASKFORMER_TRANSFORMERS_4,
+    (r"^(model\.transformer_module.*)\.out_proj\.", r"\1.o_proj."),
+    (r"^(model\.transformer_module.*)\.fc", r"\1.mlp.fc"),
+]
+MASKFORMER_PEERS = {
+    "ours": [],
+    "original": MASKFORMER_ORIGINAL,
+    "original, first version": [
+        *MASKFORMER_ORIGINAL,
+        (r"^sem_seg_head\.pixel_decoder\.", "sem_seg_head."),
+    ],
+    "mmdetection 3": MASKFORMER_MMDETECTION,
+    "mmdetection 2": MASKFORMER_MMDETECTION_2,
+    "transformers 4": MASKFORMER_TRANSFORMERS_4,
+    "transformers 5": MASKFORMER_TRANSFORMERS_5,
 }
 
 

@@ -85,6 +85,14 @@ def test_sizes_of_images(tmp_path, images, expected):
     assert_read(tmp_path, expected)
 
 
+def test_heads_of_maskformer(tmp_path):
+    """Its own configuration has a number that it does not use."""
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    config = {"num_attention_heads": 8, "decoder_config": {"decoder_attention_heads": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_read(tmp_path, {"num_heads": 4})
+
+
 @pytest.mark.parametrize("labels", [None, {"0": "LABEL_0", "1": "LABEL_1"}, {}, {"a": "b"}, ["a"]])
 def test_placeholders_are_no_names(tmp_path, labels):
     save_file(TENSORS, tmp_path / "model.safetensors")

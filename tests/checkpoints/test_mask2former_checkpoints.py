@@ -1,4 +1,4 @@
-"""Checkpoints of Mask2Former: whose they are, what is inferred, and what is refused."""
+"""Checkpoints of Mask2Former and MaskFormer: whose, what is inferred, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from functools import partial
 
 import pytest
 import torch
-from mask2former_names import MMDETECTION, ORIGINAL, PEERS, TRANSFORMERS_4, under_names
+from mask2former_names import (
+    MASKFORMER_PEERS,
+    MMDETECTION,
+    ORIGINAL,
+    PEERS,
+    TRANSFORMERS_4,
+    under_names,
+)
 from safetensors.torch import save_file
 from torch import nn
 
@@ -18,10 +25,12 @@ from fastseg import categories, load_model, models
 from fastseg.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from fastseg.backbones.swin import SwinTransformer
 from fastseg.checkpoints import mask2former
+from fastseg.layers.base_pixel_decoder import BasePixelDecoder
 from fastseg.layers.batch_norm import FrozenBatchNorm2d
 from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder
 from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder
-from fastseg.models import Mask2Former
+from fastseg.layers.transformer_decoder import TransformerDecoder
+from fastseg.models import Mask2Former, MaskFormer
 
 
 def small_backbone(kind: str, **options) -> ResNet | SwinTransformer:
@@ -56,11 +65,35 @@ def small_model(backbone: nn.Module, *, num_classes: int = 3, channels: int = 32
             ffn_channels=40,
         ),
     )
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.normal_(std=0.2)
-                tensor.add_(1.0 if "norm" in name or "running_var" in name else 0.0)
+    return randomised(model)
+
+
+def small_maskformer(backbone: nn.Module, *, channels: int = 48) -> MaskFormer:
+    torch.manual_seed(0)
+    model = MaskFormer(
+        backbone=backbone,
+        pixel_decoder=BasePixelDecoder(
+            in_channels=backbone.out_channels, channels=32, mask_channels=96
+        ),
+        decoder=TransformerDecoder(
+            num_classes=3,
+            in_channels=backbone.out_channels[-1],
+            num_queries=5,
+            channels=channels,
+            mask_channels=96,
+            num_layers=2,
+            ffn_channels=40,
+        ),
+    )
+    return randomised(model)
+
+
+@torch.no_grad()
+def randomised(model: Mask2Former) -> Mask2Former:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.normal_(std=0.2)
+            tensor.add_(1.0 if "norm" in name or "running_var" in name else 0.0)
     return model
 
 
@@ -89,6 +122,27 @@ def test_other_width_in_the_decoder(peer):
     expected = small_model(small_backbone("resnet"), channels=48)
     assert "decoder.input_projections.0.weight" in expected.state_dict()
     assert_same(load_model(under_names(expected.state_dict(), PEERS[peer])), expected)
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+@pytest.mark.parametrize("peer", MASKFORMER_PEERS)
+def test_maskformer(peer, backbone):
+    expected = small_maskformer(small_backbone(backbone))
+    state_dict = under_names(expected.state_dict(), MASKFORMER_PEERS[peer])
+    common = set(state_dict) & set(expected.state_dict())
+    assert peer == "ours" or not any("decoder" in key for key in common)
+    loaded = load_model(state_dict)
+    assert isinstance(loaded, MaskFormer)
+    assert_same(loaded, expected)
+    assert load_model(state_dict, num_heads=4).decoder.layers[1].cross_attn.num_heads == 4
+
+
+def test_maskformer_whose_decoder_is_as_wide_as_the_backbone():
+    backbone = small_backbone("swin")
+    expected = small_maskformer(backbone, channels=backbone.out_channels[-1])
+    assert "decoder.input_projection.weight" not in expected.state_dict()
+    for rules in MASKFORMER_PEERS.values():
+        assert_same(load_model(under_names(expected.state_dict(), rules)), expected)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +177,12 @@ def test_basic_blocks():
         assert_same(load_model(under_names(expected.state_dict(), rules)), expected)
 
 
-BUILDERS = [name for name in models.__all__ if name.startswith("mask2former_")]
+BUILDERS = [name for name in models.__all__ if name.startswith(("mask2former_", "maskformer_"))]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_network_of_the_zoo_is_recognised(name):
-    assert len(BUILDERS) == 6
+    assert len(BUILDERS) == 12
     with torch.device("meta"):
         built = getattr(models, name)(num_classes=7)
         read = mask2former.build(
@@ -315,6 +369,14 @@ def test_what_does_not_fit_is_named(peer):
         (("query.weight", "class_predictor.bias", "mask_head.fc1.bias"), "transformers EoMT"),
         (("pixel_level_module.encoder.a",), "without class predictor"),
         (("sem_seg_head.pixel_decoder.a", "sem_seg_head.predictor.decoder.b"), "Mask DINO"),
+        (
+            (
+                "sem_seg_head.pixel_decoder.transformer.encoder.layers.0.norm1.bias",
+                "sem_seg_head.predictor.transformer.decoder.layers.0.norm1.bias",
+            ),
+            "MaskFormer with a transformer in its pixel decoder",
+        ),
+        (("panoptic_head.pixel_decoder.encoder.a",), "a transformer in its pixel decoder"),
         (("decode_head.pixel_decoder.a", "decode_head.query_feat.b"), "mmsegmentation"),
         (("something.else",), "no known format"),
     ],
