@@ -43,4 +43,14 @@ struct ResizeMasksBitsParams {
 
 void resize_masks_bits_cuda(const ResizeMasksBitsParams& params, cudaStream_t stream);
 
+// How sure the pixels inside are: the masks are logits.
+struct MaskScoresParams {
+  ResizeMasksParams resize;
+  View<2> tallies;  // [N, 2] int64, contiguous, zeros, added to: the sum of sigmoid(logit) over the
+                    // pixels inside, in units of 1 / kScoreUnits, and the number of these pixels
+};
+
+void mask_scores_cpu(const MaskScoresParams& params);
+void mask_scores_cuda(const MaskScoresParams& params, cudaStream_t stream);
+
 }  // namespace fastseg

@@ -1,7 +1,7 @@
 #include "bindings/array.h"
 #include "bindings/resize_steps.h"
 #include "bindings/rles.h"
-#include "resize_masks/resize_masks.h"
+#include "resize_masks/resize_masks_math.h"
 
 namespace fastseg {
 namespace {
@@ -61,6 +61,19 @@ void resize_bits(const py::object& masks, const py::object& words, int64_t heigh
   launch_on(mask_array.device(), stream, params, cuda_only, FASTSEG_CUDA(resize_masks_bits_cuda));
 }
 
+// `tallies` [N, 2] are zeros.
+void mask_scores(const py::object& masks, const py::object& tallies, const Sides& size,
+                 const Sides& via, const Sides& crop, double threshold, uintptr_t stream) {
+  const Array mask_array(masks, "masks"), tally_array(tallies, "tallies");
+  MaskScoresParams params;
+  params.resize = make_params(mask_array, size, via, crop, threshold);
+  tally_array.expect_dtype({DType::i64}).expect_device(mask_array);
+  tally_array.expect_shape({mask_array.size(0), 2});
+  params.tallies = tally_array.view<2>();
+  FASTSEG_CHECK(params.tallies.stride[1] == 1, "tallies must be contiguous");
+  launch_on(mask_array.device(), stream, params, mask_scores_cpu, FASTSEG_CUDA(mask_scores_cuda));
+}
+
 }  // namespace
 
 void bind_resize_masks(py::module_& module) {
@@ -71,6 +84,9 @@ void bind_resize_masks(py::module_& module) {
   module.def("resize_masks_bits", &resize_bits, py::arg("masks"), py::arg("words"),
              py::arg("height"), py::arg("via"), py::arg("crop"), py::arg("threshold"),
              py::arg("stream") = 0);
+  module.def("mask_scores", &mask_scores, py::arg("masks"), py::arg("tallies"), py::arg("size"),
+             py::arg("via"), py::arg("crop"), py::arg("threshold"), py::arg("stream") = 0);
+  module.attr("SCORE_UNITS") = kScoreUnits;
 }
 
 }  // namespace fastseg

@@ -8,6 +8,7 @@
 #include "core/cpu_dispatch.h"
 #include "core/dispatch.h"
 #include "core/huge_pages.h"
+#include "core/lanes.h"
 #include "core/parallel.h"
 #include "core/resized_rows.h"
 #include "resize_masks/resize_masks_math.h"
@@ -73,6 +74,26 @@ class MaskResizer {
         sink(y, y + 1, row_bits(y) & full);
         ++y;
       }
+    }
+  }
+
+  // As MaskScoresParams::tallies; `sum` is not in units yet.
+  void add_scores(int64_t i, double* sum, int64_t* pixels) {
+    const int64_t columns = std::min(kStripColumns, plan_.width - i * kStripColumns);
+    begin_strip(i);
+    for (int64_t y = 0; y < plan_.height; ++y) {
+      const int cell = plan_.first_cell[y];
+      if (sides_[cell] == Side::below && plan_.last_cell[y] < side_end_[cell]) {
+        y = plan_.first_row[side_end_[cell]] - 1;
+        continue;
+      }
+      float values[kStripColumns];
+      rows_.write(y, values);
+      std::fill(values + columns, values + kStripColumns, -INFINITY);
+      const uint64_t bits = pack_greater(values, plan_.threshold);
+      if (bits == 0) continue;
+      *sum += sum_inside(values);
+      *pixels += __builtin_popcountll(bits);
     }
   }
 
@@ -144,6 +165,17 @@ class MaskResizer {
     float values[kStripColumns];
     rows_.write(y, values);
     return pack_greater(values, plan_.threshold);
+  }
+
+  float sum_inside(const float* values) const {
+    float inside[kStripColumns];
+    for (int64_t i = 0; i < kStripColumns; ++i) {
+      const float probability = sigmoid(values[i]);
+      inside[i] = values[i] > plan_.threshold ? probability : 0.0f;
+    }
+    Lanes<float> sum = {};
+    for (int64_t i = 0; i < kStripColumns; i += kLanes<float>) sum += load_lanes<float>(inside + i);
+    return sum_lanes<float>(sum);
   }
 
   const Plan& plan_;
@@ -235,8 +267,25 @@ void resize_masks_rle_cpu(const ResizeMasksRleParams& params) {
   });
 }
 
+void mask_scores_cpu(const MaskScoresParams& params) {
+  const Plan plan(params.resize);
+  parallel_for(params.resize.masks.size[0], 1, [&](int64_t begin, int64_t end) {
+    MaskResizer resizer(plan);
+    for (int64_t n = begin; n < end; ++n) {
+      double sum = 0.0;
+      int64_t pixels = 0;
+      resizer.begin(params.resize.masks, n);
+      for (int64_t i = 0; i < plan.num_strips(); ++i) resizer.add_scores(i, &sum, &pixels);
+      int64_t* tallies = params.tallies.at<int64_t>(n);
+      tallies[0] += std::llround(sum * kScoreUnits);
+      tallies[1] += pixels;
+    }
+  });
+}
+
 }  // namespace FASTSEG_ISA
 }  // namespace fastseg
 
 FASTSEG_CPU_LAUNCHER(resize_masks_cpu, ResizeMasksToPixelsParams)
 FASTSEG_CPU_LAUNCHER(resize_masks_rle_cpu, ResizeMasksRleParams)
+FASTSEG_CPU_LAUNCHER(mask_scores_cpu, MaskScoresParams)

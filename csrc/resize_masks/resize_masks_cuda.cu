@@ -32,25 +32,43 @@ __device__ int certain_side(const MaskCells& mask, float threshold, const CellRa
   return ballot(above) == kFullMask ? 1 : -1;
 }
 
+// A warp's pixels: 32 columns, of which a lane has one, from `left`, and up to 32 rows from `top`.
+// Columns past the image have no rows.
+struct WarpTile {
+  int64_t top, bottom, column;  // the last row included; of the lane, within the image
+  int rows, lane_rows;          // of the tile, of the lane
+  int side;                     // see certain_side()
+
+  __device__ WarpTile(const MaskCells& mask, float threshold, int64_t left, int64_t y) : top(y) {
+    const ResizeSteps& steps = mask.steps;
+    const int64_t right = min(left + kWarpSize, steps.size[1]) - 1;
+    bottom = min(top + kWarpSize, steps.size[0]) - 1;
+    column = min(left + lane_id(), right);
+    rows = static_cast<int>(bottom - top + 1);
+    lane_rows = left + lane_id() <= right ? rows : 0;
+    side = certain_side(mask, threshold, cell_range(steps, 0, top, bottom),
+                        cell_range(steps, 1, min(left, right), right));
+  }
+
+  // visit(r, value) for each of the tile's rows, in the lane's column; all lanes call it.
+  template <bool kVia, class Visit>
+  __device__ void for_values(const MaskCells& mask, Visit&& visit) const {
+    const ColumnTaps<kVia> taps(mask.steps, column);
+    ResizedColumn<kVia> resized(mask, taps);
+    const Tap own_row = last_tap(mask.steps, 0, min(top + lane_id(), bottom));
+    for (int r = 0; r < rows; ++r) visit(r, resized.value(shuffle(own_row, r)));
+  }
+};
+
 // Bit r of the result is pixel (x of the lane, y + r); bits past the image are 0.
 template <bool kVia>
 __device__ unsigned column_bits(const MaskCells& mask, float threshold, int64_t left, int64_t y) {
-  const ResizeSteps& steps = mask.steps;
-  const int64_t bottom = min(y + kWarpSize, steps.size[0]) - 1;
-  const int64_t right = min(left + kWarpSize, steps.size[1]) - 1, x = left + lane_id();
-  const int rows = static_cast<int>(bottom - y + 1);
-  const unsigned full = x <= right ? kFullMask >> (kWarpSize - rows) : 0u;
-  const int side = certain_side(mask, threshold, cell_range(steps, 0, y, bottom),
-                                cell_range(steps, 1, min(left, right), right));
-  if (side != 0) return side > 0 ? full : 0u;
-  const ColumnTaps<kVia> taps(steps, min(x, right));
-  ResizedColumn<kVia> column(mask, taps);
-  const Tap own_row = last_tap(steps, 0, min(y + lane_id(), bottom));
+  const WarpTile tile(mask, threshold, left, y);
+  const unsigned full = tile.lane_rows > 0 ? kFullMask >> (kWarpSize - tile.lane_rows) : 0u;
+  if (tile.side != 0) return tile.side > 0 ? full : 0u;
   unsigned bits = 0;
-  for (int r = 0; r < rows; ++r) {
-    const float value = column.value(shuffle(own_row, r));
-    bits |= unsigned(value > threshold) << r;
-  }
+  tile.template for_values<kVia>(
+      mask, [&](int r, float value) { bits |= unsigned(value > threshold) << r; });
   return bits & full;
 }
 
@@ -115,6 +133,31 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   store(n, chunk, left, column_bits<kVia>(mask, p.threshold, left, chunk * kWarpSize));
 }
 
+template <bool kVia>
+__global__ void __launch_bounds__(kThreads)
+    score_kernel(ResizeMasksParams p, View<2> tallies, int64_t groups) {
+  const int64_t chunks = ceil_div<int64_t>(p.steps.size[0], kWarpSize);
+  const int64_t warp = int64_t(blockIdx.x) * kWarps + warp_id();
+  const int64_t n = warp / (groups * chunks), chunk = warp / groups % chunks;
+  if (n >= p.masks.size[0]) return;  // the whole warp
+  const MaskCells mask{p.masks, p.steps, n};
+  const WarpTile tile(mask, p.threshold, warp % groups * kWarpSize, chunk * kWarpSize);
+  if (tile.side < 0) return;
+  float sum = 0.0f;
+  int pixels = 0;
+  tile.template for_values<kVia>(mask, [&](int r, float value) {
+    if (r >= tile.lane_rows || !(value > p.threshold)) return;
+    sum += sigmoid(value);
+    ++pixels;
+  });
+  sum = warp_reduce_sum(sum);
+  pixels = warp_reduce_sum(pixels);
+  if (lane_id() != 0 || pixels == 0) return;
+  const double units = double(sum) * kScoreUnits + 0.5;
+  atomicAdd(tallies.at<unsigned long long>(n, 0), static_cast<unsigned long long>(units));
+  atomicAdd(tallies.at<unsigned long long>(n, 1), static_cast<unsigned long long>(pixels));
+}
+
 // `group_columns`: the result's columns are made in multiples of these, past its width as zeros.
 template <class Store>
 void launch_resize(const ResizeMasksParams& p, Store store, cudaStream_t stream,
@@ -138,6 +181,15 @@ void resize_masks_cuda(const ResizeMasksToPixelsParams& params, cudaStream_t str
 
 void resize_masks_bits_cuda(const ResizeMasksBitsParams& params, cudaStream_t stream) {
   launch_resize(params.resize, StoreColumnWords{params.words}, stream);
+}
+
+void mask_scores_cuda(const MaskScoresParams& params, cudaStream_t stream) {
+  const ResizeMasksParams& p = params.resize;
+  const int64_t groups = ceil_div<int64_t>(p.steps.size[1], kWarpSize);
+  const int64_t warps = p.masks.size[0] * ceil_div<int64_t>(p.steps.size[0], kWarpSize) * groups;
+  launch("mask_scores", p.steps.has_via() ? score_kernel<true> : score_kernel<false>,
+         make_grid(ceil_div<int64_t>(warps, kWarps)), kThreads, 0, stream, p, params.tallies,
+         groups);
 }
 
 }  // namespace fastseg

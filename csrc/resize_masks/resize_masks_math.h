@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "core/bilinear.h"
+#include "core/sigmoid.h"
 #include "resize_masks/resize_masks.h"
 
 namespace fastseg {
@@ -30,5 +31,8 @@ struct CertainLimits {
   FASTSEG_HD bool is_above(float cell) const { return cell > above && cell < kLargest; }
   FASTSEG_HD bool is_below(float cell) const { return cell <= below && cell > -kLargest; }
 };
+
+// Integers, so that sums do not depend on their order; 2^32 pixels and more fit.
+constexpr int64_t kScoreUnits = 1 << 24;
 
 }  // namespace fastseg

@@ -12,7 +12,7 @@ from fastseg.ops.pack_masks import PackedMasks, pack_masks, unpack_masks
 from fastseg.ops.panoptic_map import panoptic_map
 from fastseg.ops.paste_masks import paste_masks
 from fastseg.ops.point_sample import point_sample, sample_uncertain_points
-from fastseg.ops.resize_masks import resize_masks
+from fastseg.ops.resize_masks import mask_scores, resize_masks
 from fastseg.ops.rle import PaddedRles, rle_decode, rle_encode, rle_encode_padded
 from fastseg.ops.roi_align import multi_scale_roi_align, roi_align
 
@@ -24,6 +24,7 @@ __all__ = [
     "deform_conv2d",
     "mask_iou",
     "mask_nms",
+    "mask_scores",
     "masked_attention",
     "matrix_nms",
     "matrix_nms_padded",

@@ -13,7 +13,7 @@ from fastseg.reference.pack_masks import pack_masks, unpack_masks
 from fastseg.reference.panoptic_map import panoptic_map
 from fastseg.reference.paste_masks import paste_masks
 from fastseg.reference.point_sample import point_sample
-from fastseg.reference.resize_masks import resize_masks
+from fastseg.reference.resize_masks import mask_scores, resize_masks
 from fastseg.reference.rle import rle_decode, rle_encode
 from fastseg.reference.roi_align import multi_scale_roi_align, roi_align
 
@@ -24,6 +24,7 @@ __all__ = [
     "mask",
     "mask_iou",
     "mask_nms",
+    "mask_scores",
     "masked_attention",
     "matrix_nms",
     "matrix_nms_padded",

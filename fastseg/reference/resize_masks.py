@@ -28,6 +28,20 @@ def resize_masks(
     return inside if output == "bool" else rle_encode(inside)
 
 
+def mask_scores(
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    threshold: float = 0.0,
+    via: tuple[int, int] | None = None,
+    crop: tuple[int, int] | None = None,
+) -> Tensor:
+    """See `fastseg.ops.mask_scores`."""
+    values = resize_logits(logits, size, via, crop).double().flatten(1)
+    inside = values > threshold
+    return ((values.sigmoid() * inside).nansum(1) / (inside.sum(1) + 1e-6)).float()
+
+
 def resize_logits(
     masks: Tensor, size: tuple[int, int], via: tuple[int, int] | None, crop: tuple[int, int] | None
 ) -> Tensor:

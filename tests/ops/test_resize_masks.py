@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastseg import _C, reference
-from fastseg.ops import PackedMasks, pack_masks, resize_masks
+from fastseg.ops import PackedMasks, mask_scores, pack_masks, resize_masks
 
 INF, NAN = torch.inf, torch.nan
 Size = tuple[int, int]
@@ -111,6 +111,39 @@ def test_peer(case: str, kind: str, device: torch.device) -> None:
     )
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_mask_scores(case: str, device: torch.device) -> None:
+    """The mean probability of the pixels that resize_masks finds inside."""
+    cells, size, via, crop = CASES[case]
+    logits = torch.cat(
+        [4 * blobs(3, *cells), torch.randn(1, *cells), torch.full((1, *cells), 30.0)]
+    )
+    logits = torch.cat([logits, -logits[:1].abs() - 1]).to(device)
+    probabilities = peer_values(logits, size, via, crop).double().sigmoid()
+    for threshold in (0.0, 0.7):
+        arguments = {"threshold": threshold, "via": via, "crop": crop}
+        scores = mask_scores(logits, size, **arguments)
+        inside = resize_masks(logits, size, output="bool", **arguments)
+        expected = (probabilities * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
+        assert scores.dtype == torch.float32
+        torch.testing.assert_close(scores, expected.float(), rtol=2e-6, atol=0)
+        assert scores[-1] == 0 and scores[-2] == 1
+    expected = reference.mask_scores(logits, size, via=via, crop=crop)
+    few_pixels = inside.flatten(1).sum(1).clamp(min=1)  # one at the threshold moves the mean
+    error = (mask_scores(logits[:, None], size, via=via, crop=crop) - expected).abs()
+    assert (error <= 2e-6 + OTHER_ROUNDING / few_pixels).all()
+
+
+def test_mask_scores_of_extreme_values(device: torch.device) -> None:
+    logits = torch.tensor([NAN, 3e38, 88.0, -88.0, -3e38, 0.0], device=device)
+    logits = logits[:, None, None].expand(-1, 9, 70)
+    few = mask_scores(logits[1:, :1, :1], (1, 1), threshold=-INF)
+    assert torch.allclose(few, torch.tensor([1, 1, 0, 0, 0.5], device=device), rtol=2e-6)
+    many = mask_scores(logits, (9, 70))
+    assert many.tolist() == [0, 1, 1, 0, 0, 0]
+    assert mask_scores(logits[:0], (5, 6)).shape == (0,)
+
+
 sides = st.tuples(st.integers(1, 40), st.integers(1, 40))
 larger = st.tuples(st.integers(1, 150), st.integers(1, 150))
 # At, next to and around the usual thresholds; where products underflow and sums overflow.
@@ -179,6 +212,8 @@ def test_dtypes_are_computed_in_float32(dtype: torch.dtype, device: torch.device
     expected = resize_masks(masks.float(), (150, 222), threshold=0.3, output="bool")
     assert torch.equal(ours, expected)
     assert resize_masks(masks, (150, 222), threshold=0.3) == encode(expected)
+    scores = mask_scores(masks, (150, 222), via=(99, 150))
+    assert torch.equal(scores, mask_scores(masks.float(), (150, 222), via=(99, 150)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -241,6 +276,7 @@ def test_opcheck(device: torch.device) -> None:
         arguments = (masks, [20, 30], via, crop, 0.1)
         torch.library.opcheck(torch.ops.fastseg.resize_masks.default, arguments)
         torch.library.opcheck(torch.ops.fastseg.resize_masks_packed.default, arguments)
+        torch.library.opcheck(torch.ops.fastseg.mask_scores.default, arguments)
 
 
 def test_compile(device: torch.device) -> None:
@@ -259,14 +295,15 @@ def test_compile(device: torch.device) -> None:
 
 def test_threads() -> None:
     masks = blobs(40, 64, 64)
-    expected = resize_masks(masks, (600, 333))
+    expected, expected_scores = resize_masks(masks, (600, 333)), mask_scores(masks, (600, 333))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         assert resize_masks(masks, (600, 333)) == expected
+        assert torch.equal(mask_scores(masks, (600, 333)), expected_scores)
     finally:
         torch.set_num_threads(threads)
 
 
 def test_cpu_variants(run_on_cpu_variant: Callable[..., None]) -> None:
-    run_on_cpu_variant(__file__, "test_peer or any_sizes or at_the_threshold or dtypes")
+    run_on_cpu_variant(__file__, "test_peer or scores or any_sizes or at_the_threshold or dtypes")
