@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastseg import ops
+
 
 class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al., 2017, section 3.2.2).
@@ -56,21 +58,6 @@ class MultiHeadAttention(nn.Module):
             dropout = self.dropout if self.training else 0.0
             attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         else:
-            attended = masked_attention(q, k, v, packed_mask)
+            attended = ops.masked_attention(q, k, v, packed_mask=packed_mask)
         y: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return y
-
-
-def masked_attention(query: Tensor, key: Tensor, value: Tensor, packed_mask: Tensor) -> Tensor:
-    """Stands in for the op of the same name."""
-    bits = torch.arange(64, device=query.device)
-    mask = ((packed_mask[..., None] >> bits) & 1).flatten(2)[..., : key.shape[2]].bool()
-    mask = (mask | ~mask.any(2, keepdim=True))[:, None]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
-def attention_mask(mask_embed: Tensor, features: Tensor) -> Tensor:
-    """Stands in for the op of the same name."""
-    mask = mask_embed @ features.flatten(2) >= 0
-    mask = F.pad(mask, (0, -mask.shape[2] % 64)).unflatten(2, (-1, 64)).long()
-    return (mask << torch.arange(64, device=mask.device)).sum(3)

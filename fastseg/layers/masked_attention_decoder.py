@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastseg.layers.attention import attention_mask
+from fastseg import ops
 from fastseg.layers.decoder_layer import DecoderLayer
 from fastseg.layers.mask_classification import MaskClassifier
 from fastseg.layers.position_encoding import sine_position_encoding
@@ -110,7 +110,7 @@ class MaskedAttentionDecoder(MaskClassifier):
             queries: [B, Q, C], normalised.
             features: [B, C_mask, h, w].
         """
-        return attention_mask(self.mask_embed(queries), features)
+        return ops.attention_mask(self.mask_embed(queries), features)
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -168,7 +168,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             tokens = layer(tokens, places, references, shapes)
         rows = tokens.split([height * width for height, width in shapes], dim=1)
         return [
-            row.transpose(1, 2).unflatten(2, shape) for row, shape in zip(rows, shapes, strict=True)
+            row.unflatten(1, shape).permute(0, 3, 1, 2)
+            for row, shape in zip(rows, shapes, strict=True)
         ]
 
 
