@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastseg import ops
 from fastseg.categories import by_count
@@ -219,7 +218,7 @@ class Mask2Former(nn.Module):
         queries, which = queries.unique(return_inverse=True)
         masks = mask_logits[queries]
         rles: list[dict[str, Any]] = ops.resize_masks(masks, original, via=padded, crop=size)
-        qualities = mask_qualities(masks, padded, size, original)
+        qualities = ops.mask_scores(masks, original, via=padded, crop=size)
         scores, order = (scores * qualities[which]).sort(descending=True, stable=True)
         rles = [rles[i] for i in which[order].tolist()]
         return Instances(
@@ -230,17 +229,3 @@ class Mask2Former(nn.Module):
             image_size=original,
             class_names=self.class_names,
         )
-
-
-def mask_qualities(
-    masks: Tensor, padded: tuple[int, int], size: tuple[int, int], original: tuple[int, int]
-) -> Tensor:
-    """float32 [N]: the mean probability of each mask's pixels at the original size."""
-    qualities = masks.new_empty(len(masks), dtype=torch.float32)
-    for i, mask in enumerate(masks.float()):
-        x = F.interpolate(mask[None, None], padded, mode="bilinear", align_corners=False)
-        x = x[:, :, : size[0], : size[1]]
-        x = F.interpolate(x, original, mode="bilinear", align_corners=False)
-        inside = (x > 0).float()
-        qualities[i] = (x.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
-    return qualities

@@ -64,7 +64,8 @@ def test_instances(case):
     for ours, theirs in zip(results, expected, strict=True):
         assert len(ours) == 100
         order = theirs["scores"].argsort(descending=True, stable=True)
-        torch.testing.assert_close(ours.scores, theirs["scores"][order], rtol=0, atol=1e-5)
+        # One pixel more or less is much of the mean over a small mask.
+        torch.testing.assert_close(ours.scores, theirs["scores"][order], rtol=0, atol=1e-4)
         same = ours.labels == theirs["labels"][order]
         assert same.float().mean() > 0.9  # near scores may change places
         masks = torch.from_numpy(coco_mask.decode(ours.rles)).permute(2, 0, 1).bool()

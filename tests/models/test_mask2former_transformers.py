@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastseg import load_model
 from fastseg.layers.mask_classification import MaskPredictions
-from fastseg.models import Mask2Former
+from fastseg.models import Mask2Former, MaskFormer
 
 transformers = pytest.importorskip("transformers", reason="the peer that is compared with")
 
@@ -96,9 +96,61 @@ def test_every_layer_of_a_small_mask2former():
     assert_layers_agree(model, peer, torch.randn(2, 3, 96, 160))
 
 
-@pytest.mark.slow
 def test_every_layer_of_mask2former_swin_t():
     swin_t = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
     peer = peer_mask2former(backbone_config={**SWIN, **swin_t, "window_size": 7})
     model = load_model(peer.state_dict())
     assert_layers_agree(model, peer, torch.randn(1, 3, 256, 320))
+
+
+@pytest.mark.parametrize("backbone", ["swin", "resnet"])
+def test_every_layer_of_a_small_maskformer(backbone):
+    torch.manual_seed(0)
+    body = transformers.SwinConfig(**{key: SWIN[key] for key in SWIN if key != "model_type"})
+    if backbone == "resnet":
+        body = transformers.ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[16, 32, 64, 128],
+            depths=[1, 2, 1, 1],
+            out_features=SWIN["out_features"],
+        )
+    decoder = transformers.DetrConfig(
+        d_model=64,
+        decoder_layers=3,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=80,
+        num_queries=20,
+    )
+    config = transformers.MaskFormerConfig(
+        backbone_config=body,
+        decoder_config=decoder,
+        fpn_feature_size=64,
+        mask_feature_size=64,
+        num_labels=7,
+    )
+    peer = transformers.MaskFormerForInstanceSegmentation(config).eval()
+    randomise(peer)
+    model = load_model(peer.state_dict(), num_heads=4)
+    assert isinstance(model, MaskFormer)
+    queries = []  # which the peer drops but for the last layer's
+    inner = peer.model.transformer_module.decoder
+    for layer in inner.layers:
+        layer.register_forward_hook(
+            lambda _, inputs, output: queries.append(
+                output[0] if isinstance(output, tuple) else output
+            )
+        )
+    pixels = torch.randn(2, 3, 96, 160)
+    with torch.inference_mode():
+        expected = peer(pixels)
+        features = peer.model.pixel_level_module(pixels).decoder_last_hidden_state
+        layers = model.predict_layers(pixels)
+        assert len(layers) == len(queries) == 3
+        for ours, x in zip(layers, queries, strict=True):
+            x = inner.layernorm(x)
+            masks = torch.einsum("bqc,bchw->bqhw", peer.mask_embedder(x), features)
+            classes = peer.class_predictor(x)
+            torch.testing.assert_close(ours.class_logits, classes, rtol=0, atol=1e-4)
+            torch.testing.assert_close(ours.mask_logits, masks, rtol=0, atol=1e-3)
+    assert torch.equal(masks, expected.masks_queries_logits)
+    assert 0.05 < (masks > 0).float().mean() < 0.95
