@@ -7,7 +7,7 @@ namespace {
 // The size is that of `winners` [H, W]. `areas` [3, Q] are zeros.
 void panoptic_map(const py::object& mask_logits, const py::object& scores,
                   const py::object& winners, const py::object& areas, const Sides& via,
-                  const Sides& crop, uintptr_t stream) {
+                  const Sides& crop, bool inside_only, uintptr_t stream) {
   const Array masks(mask_logits, "mask_logits"), score_array(scores, "scores");
   const Array winner_array(winners, "winners"), area_array(areas, "areas");
   PanopticMapParams params;
@@ -16,6 +16,7 @@ void panoptic_map(const py::object& mask_logits, const py::object& scores,
   params.steps =
       read_resize_steps(masks, {params.winners.size[0], params.winners.size[1]}, via, crop);
   params.masks = masks.view<3>();
+  params.inside_only = inside_only;
   FASTSEG_CHECK(masks.size(0) < 0x7fffffff, "mask_logits must be fewer than 2^31 masks, got ",
                 masks.size(0));
   score_array.expect_dtype({DType::f32}).expect_device(masks).expect_shape({masks.size(0)});
@@ -35,7 +36,7 @@ void panoptic_map(const py::object& mask_logits, const py::object& scores,
 void bind_panoptic_map(py::module_& module) {
   module.def("panoptic_map", &panoptic_map, py::arg("mask_logits"), py::arg("scores"),
              py::arg("winners"), py::arg("areas"), py::arg("via"), py::arg("crop"),
-             py::arg("stream") = 0);
+             py::arg("inside_only"), py::arg("stream") = 0);
 }
 
 }  // namespace fastseg

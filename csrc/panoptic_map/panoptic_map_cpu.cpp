@@ -147,13 +147,16 @@ class Band {
   // `count`: the areas of the winners are not known yet.
   void write(int64_t strip, bool count) {
     const int64_t columns = width_of(strip);
+    const bool show_all = !inputs_.p.inside_only && !inputs_.queries.empty();
     for (int64_t y = begin_; y < end_; ++y) {
       const int* codes = codes_ + (y - begin_) * kStripColumns;
       int* winners = inputs_.p.winners.at<int>(y) + strip * kStripColumns;
-      for (int64_t i = 0; i < columns; ++i) winners[i] = std::max(codes[i], -1);
+      for (int64_t i = 0; i < columns; ++i) {
+        winners[i] = codes[i] >= 0 || show_all ? winner_of(codes[i]) : -1;
+      }
       if (!count) continue;
       for (int64_t i = 0; i < columns; ++i) {
-        ++area(0, codes[i] < 0 ? ~codes[i] : codes[i]);
+        ++area(0, winner_of(codes[i]));
         if (codes[i] >= 0) ++area(2, codes[i]);
       }
     }

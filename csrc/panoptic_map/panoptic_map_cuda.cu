@@ -102,7 +102,7 @@ struct Pixels {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r >= count) continue;
-      *p.winners.at<int>(top + r, x) = codes[r] >= 0 ? codes[r] : -1;
+      *p.winners.at<int>(top + r, x) = codes[r] >= 0 || !p.inside_only ? winner_of(codes[r]) : -1;
       left |= 1u << r;
     }
     // One winner after the other: mostly there is one.
@@ -110,7 +110,7 @@ struct Pixels {
       int next = 0;
 #pragma unroll
       for (int r = kRows - 1; r >= 0; --r) {
-        if (left >> r & 1u) next = codes[r] < 0 ? ~codes[r] : codes[r];
+        if (left >> r & 1u) next = winner_of(codes[r]);
       }
       const int q = __shfl_sync(kFullMask, next, __ffs(static_cast<int>(lanes)) - 1);
       int won = 0, both = 0;

@@ -20,6 +20,7 @@ FASTSEG_HD float bid(float score, float probability) {
 
 // Mask q as the winner of a pixel; ~q where the pixel is outside of the mask.
 FASTSEG_HD int winner_code(int q, bool inside) { return inside ? q : ~q; }
+FASTSEG_HD int winner_of(int code) { return code < 0 ? ~code : code; }
 
 // The least and the greatest cell; both are infinite where a cell is NaN or sums may overflow.
 struct CellBounds {

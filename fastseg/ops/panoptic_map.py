@@ -12,8 +12,8 @@ from fastseg.ops._registry import LIBRARY, stream_of
 from fastseg.ops._resize_steps import checked_masks, resize_steps
 
 LIBRARY.define(
-    "panoptic_map(Tensor mask_logits, Tensor scores, SymInt[2] size, SymInt[] via, SymInt[] crop)"
-    " -> (Tensor, Tensor)"
+    "panoptic_map(Tensor mask_logits, Tensor scores, SymInt[2] size, SymInt[] via, SymInt[] crop,"
+    " bool inside_only) -> (Tensor, Tensor)"
 )
 
 
@@ -24,6 +24,7 @@ def panoptic_map(
     *,
     via: tuple[int, int] | None = None,
     crop: tuple[int, int] | None = None,
+    inside_only: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Gives each pixel to the mask with the greatest score x probability, and counts.
 
@@ -49,10 +50,11 @@ def panoptic_map(
         via: (height, width) of the first of two resizes; None for one resize alone.
         crop: (height, width) of what the second resize starts from: the top left part of the
             first's result. The default is all of it.
+        inside_only: a pixel belongs to no mask where the winner's probability is below 0.5, as for
+            Mask2Former; otherwise to the winner whatever its probability, as for MaskFormer.
 
     Returns:
-        winners: int32 [H, W], the mask that wins the pixel, or -1 where that mask's probability is
-            below 0.5 or no mask takes part.
+        winners: int32 [H, W], the mask that the pixel belongs to, or -1.
         areas: int64 [3, Q], per mask the number of pixels that it wins, of those where its
             probability is at least 0.5, and of those with both.
 
@@ -66,7 +68,7 @@ def panoptic_map(
             f"got {list(scores.shape)}"
         )
     return torch.ops.fastseg.panoptic_map(
-        mask_logits, scores.detach().float(), *resize_steps(size, via, crop)
+        mask_logits, scores.detach().float(), *resize_steps(size, via, crop), inside_only
     )
 
 
@@ -78,11 +80,19 @@ def _panoptic_map(
     size: Sequence[int],
     via: Sequence[int],
     crop: Sequence[int],
+    inside_only: bool,
 ) -> tuple[Tensor, Tensor]:
     winners = mask_logits.new_empty(tuple(size), dtype=torch.int32)
     areas = mask_logits.new_zeros((3, len(mask_logits)), dtype=torch.int64)
     _C.panoptic_map(
-        mask_logits, scores, winners, areas, list(via), list(crop), stream_of(mask_logits)
+        mask_logits,
+        scores,
+        winners,
+        areas,
+        list(via),
+        list(crop),
+        inside_only,
+        stream_of(mask_logits),
     )
     return winners, areas
 
@@ -94,6 +104,7 @@ def _panoptic_map_fake(
     size: Sequence[int],
     via: Sequence[int],
     crop: Sequence[int],
+    inside_only: bool,
 ) -> tuple[Tensor, Tensor]:
     return (
         mask_logits.new_empty(tuple(size), dtype=torch.int32),

@@ -15,6 +15,7 @@ def panoptic_map(
     *,
     via: tuple[int, int] | None = None,
     crop: tuple[int, int] | None = None,
+    inside_only: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """See `fastseg.ops.panoptic_map`."""
     taking_part = (scores > 0).nonzero().flatten()
@@ -26,6 +27,6 @@ def panoptic_map(
     best = (scores[taking_part, None, None].float() * probabilities).argmax(0)
     for row, query in enumerate(taking_part.tolist()):
         won, inside = best == row, probabilities[row] >= 0.5
-        winners[won & inside] = query
+        winners[won & inside if inside_only else won] = query
         areas[:, query] = torch.stack([won.sum(), inside.sum(), (won & inside).sum()])
     return winners, areas

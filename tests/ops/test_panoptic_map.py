@@ -71,6 +71,10 @@ def check(
     assert not ((winners != expected) & ~tied).any()
     assert ((areas - expected_areas).abs() <= tied.sum()).all()
     assert torch.equal(winners[winners >= 0].long().bincount(minlength=len(masks)), areas[2])
+    everywhere, same = panoptic_map(masks, scores, size, via=via, crop=crop, inside_only=False)
+    assert torch.equal(same, areas) and torch.equal(everywhere[winners >= 0], winners[winners >= 0])
+    counts = everywhere[everywhere >= 0].long().bincount(minlength=len(masks))
+    assert torch.equal(counts, areas[0])
     return winners, areas
 
 
@@ -150,6 +154,8 @@ def test_a_winner_may_be_outside_of_its_mask(device: torch.device) -> None:
         winners, areas = panoptic_map(masks, torch.ones(2, device=device), (height, 3))
         assert (winners == -1).all()
         assert areas.tolist() == [[3 * height, 0], [0, 0], [0, 0]]
+        options = {"scores": torch.ones(2, device=device), "inside_only": False}
+        assert (panoptic_map(masks, size=(height, 3), **options)[0] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -176,9 +182,11 @@ def test_strides(dtype: torch.dtype, device: torch.device) -> None:
 
 def test_no_masks(device: torch.device) -> None:
     for masks in (torch.empty(0, 4, 5, device=device), torch.ones(2, 4, 5, device=device)):
-        winners, areas = panoptic_map(masks, torch.zeros(len(masks), device=device), (10, 70))
-        assert (winners == -1).all() and winners.shape == (10, 70)
-        assert areas.tolist() == [[0] * len(masks)] * 3
+        for inside_only in (True, False):
+            scores = torch.zeros(len(masks), device=device)
+            winners, areas = panoptic_map(masks, scores, (10, 70), inside_only=inside_only)
+            assert (winners == -1).all() and winners.shape == (10, 70)
+            assert areas.tolist() == [[0] * len(masks)] * 3
 
 
 def test_arguments_that_are_wrong(device: torch.device) -> None:
@@ -208,7 +216,7 @@ def test_not_differentiable(device: torch.device) -> None:
 def test_opcheck(device: torch.device) -> None:
     masks, scores = blobs(3, 7, 9).to(device), torch.tensor([0.5, 0.0, 0.9], device=device)
     for via, crop in (([], []), ([14, 18], [13, 18])):
-        arguments = (masks, scores, [20, 30], via, crop)
+        arguments = (masks, scores, [20, 30], via, crop, True)
         torch.library.opcheck(torch.ops.fastseg.panoptic_map.default, arguments)
 
 
