@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastseg import mask as coco_mask
 from fastseg.categories import category_id, class_name
 
 RLE = dict[str, Any]  # {"size": [height, width], "counts": bytes}, as in COCO
@@ -192,6 +193,12 @@ class Instances:
             "scores": self.scores,
             "masks": self.masks()[:, None].to(torch.float32),
         }
+
+
+def boxes_around(rles: list[RLE]) -> Tensor:
+    """float32 [N, 4], (x1, y1, x2, y2) around masks given as COCO RLE; zeros for an empty one."""
+    boxes = torch.from_numpy(coco_mask.toBbox(rles)).float().reshape(-1, 4)
+    return torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), dim=1)
 
 
 def _as_text(counts: bytes | str) -> str:

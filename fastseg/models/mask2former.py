@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from fastseg import ops
 from fastseg.categories import by_count
-from fastseg.instances import Instances
+from fastseg.instances import Instances, boxes_around
 from fastseg.layers.mask_classification import MaskClassifier, MaskPredictions
 from fastseg.models.image_batch import ImageBatch, ImageTransform
-from fastseg.models.solo import boxes_around
 
 Task = Literal["instance", "panoptic", "semantic"]
 

@@ -7,14 +7,13 @@ whose centres they hold and say what their masks are; Matrix NMS removes duplica
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastseg import mask as coco_mask
 from fastseg import ops
-from fastseg.instances import Instances
+from fastseg.instances import Instances, boxes_around
 from fastseg.layers.fpn import BackboneWithFPN
 from fastseg.layers.grid_candidates import top_candidates
 from fastseg.layers.grid_heads import GridHead
@@ -211,9 +210,3 @@ class SOLO(nn.Module):
                 )
             )
         return results
-
-
-def boxes_around(rles: list[dict[str, Any]]) -> Tensor:
-    """float32 [N, 4], (x1, y1, x2, y2) around masks given as COCO RLE; zeros for an empty one."""
-    boxes = torch.from_numpy(coco_mask.toBbox(rles)).float().reshape(-1, 4)
-    return torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), dim=1)
