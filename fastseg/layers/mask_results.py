@@ -60,32 +60,23 @@ def instances_of(
     Returns:
         Instances, best first. Their masks may be empty.
     """
-    num_classes = class_logits.shape[1] - 1
-    probabilities = class_logits.float().softmax(1)[:, :-1].flatten()
-    scores, pairs = probabilities.topk(min(top_k, len(probabilities)))
-    pair_list = pairs.tolist()
+    probabilities = class_logits.float().softmax(1)[:, :-1]
+    scores, pairs = probabilities.flatten().topk(min(top_k, probabilities.numel()))
+    labels, queries = pairs % probabilities.shape[1], pairs // probabilities.shape[1]
     if labels_kept is not None:
-        kept = set(labels_kept)
-        rows = [row for row, pair in enumerate(pair_list) if pair % num_classes in kept]
-        pair_list = [pair_list[row] for row in rows]
-        index = torch.tensor(rows, dtype=torch.int64, device=pairs.device)
-        scores, pairs = scores[index], pairs[index]
-
-    # Each mask once, however many classes it has.
-    queries = sorted({pair // num_classes for pair in pair_list})
-    masks = mask_logits[torch.tensor(queries, dtype=torch.int64, device=pairs.device)]
-    made = ops.resize_masks(masks, frame.original, via=frame.padded, crop=frame.image)
-    rles = dict(zip(queries, made, strict=True))
-    certainty = mask_logits.new_zeros(len(mask_logits), dtype=torch.float32)
-    certainty[queries] = ops.mask_scores(masks, frame.original, via=frame.padded, crop=frame.image)
-
-    scores, order = (scores * certainty[pairs // num_classes]).sort(descending=True, stable=True)
-    ordered = [rles[pair_list[row] // num_classes] for row in order.tolist()]
+        kept = torch.isin(labels, torch.tensor(list(labels_kept), device=labels.device))
+        scores, labels, queries = scores[kept], labels[kept], queries[kept]
+    queries, which = queries.unique(return_inverse=True)  # one mask may be of several classes
+    masks = mask_logits[queries]
+    rles = ops.resize_masks(masks, frame.original, via=frame.padded, crop=frame.image)
+    certainty = ops.mask_scores(masks, frame.original, via=frame.padded, crop=frame.image)
+    scores, order = (scores * certainty[which]).sort(descending=True, stable=True)
+    rles = [rles[index] for index in which[order].tolist()]
     return Instances(
-        boxes=boxes_around(ordered).to(scores.device),
+        boxes=boxes_around(rles).to(scores.device),
         scores=scores,
-        labels=(pairs % num_classes)[order],
-        rles=ordered,
+        labels=labels[order],
+        rles=rles,
         image_size=frame.original,
         class_names=None if class_names is None else tuple(class_names),
     )
@@ -132,7 +123,10 @@ def panoptic_of(
         inside_only=inside_only,
     )
     numbers = torch.cat([areas, labels[None], taking_part[None].long()]).T.tolist()
-    queries = [_Query(*row, score) for row, score in zip(numbers, scores.tolist(), strict=True)]
+    queries = [
+        _Query(won, inside, both, label, bool(part), score)
+        for (won, inside, both, label, part), score in zip(numbers, scores.tolist(), strict=True)
+    ]
     ids, segments = _segments(queries, set(thing_classes), overlap_threshold, inside_only)
     id_of_winner = torch.tensor([0, *ids], dtype=torch.int32, device=winners.device)
     return PanopticSegmentation(
@@ -147,7 +141,7 @@ class _Query(NamedTuple):
     inside: int
     both: int
     label: int
-    takes_part: int
+    takes_part: bool
     score: float
 
 
