@@ -118,10 +118,11 @@ class Mask2FormerLoss:
                     )
                 )
                 logits = prediction.mask_logits.flatten(0, 1).index_select(0, queries).float()
-                shares, truth = self._sample(logits, draws[layer], targets, matches, layer, size)
-                entropy = F.binary_cross_entropy_with_logits(shares, truth, reduction="sum")
+                # Numbers go as they are used up.
+                samples, truth = self._sample(logits, draws.pop(0), targets, matches, layer, size)
+                entropy = F.binary_cross_entropy_with_logits(samples, truth, reduction="sum")
                 masks.append(entropy / (self.num_points * num_masks))
-                dice.append(dice_loss(shares, truth).sum() / num_masks)
+                dice.append(dice_loss(samples, truth).sum() / num_masks)
             return MaskLosses(
                 classes=self.class_weight * torch.stack(classes),
                 masks=self.mask_weight * torch.stack(masks),

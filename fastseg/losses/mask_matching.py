@@ -155,8 +155,9 @@ def sample_masks(masks: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor
         float32 [N, C, P].
     """
     height, width = (max(side, 1) for side in masks.shape[2:])  # no masks may have no size either
-    scale = points.new_tensor([size[1] / width, size[0] / height])
-    return ops.point_sample(masks, points * scale)
+    x, y = points.unbind(2)
+    points = torch.stack([x * (size[1] / width), y * (size[0] / height)], dim=2)
+    return ops.point_sample(masks, points)
 
 
 def _costs(

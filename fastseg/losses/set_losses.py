@@ -55,10 +55,9 @@ def class_loss(
         no_object_weight: weight in the mean of the others, whose class is K, "no object".
     """
     logits = class_logits.float().flatten(0, 1)
-    no_object = logits.shape[1] - 1
-    goals = labels.new_full((len(logits),), no_object).index_copy(0, queries, labels)
-    weight = logits.new_ones(logits.shape[1])
-    weight[no_object] = no_object_weight
+    classes = logits.shape[1] - 1
+    goals = labels.new_full((len(logits),), classes).index_copy(0, queries, labels)
+    weight = F.pad(logits.new_ones(classes), (0, 1), value=no_object_weight)
     return F.cross_entropy(logits, goals, weight)
 
 
@@ -79,7 +78,7 @@ def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 def mean_over_processes(count: int, device: torch.device) -> Tensor:
     """Of instances, at least 1: float32 scalar. All processes of `torch.distributed` call it."""
-    mean = torch.tensor(float(count), device=device)
+    mean = torch.full((), float(count), device=device)
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(mean)
         mean /= distributed.get_world_size()

@@ -16,6 +16,7 @@ from mmdetection_peer import import_mmdet
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastseg.layers.mask_classification import MaskPredictions
 from fastseg.losses import InstanceTargets, Mask2FormerLoss, MaskLosses, match_instances
@@ -296,6 +297,34 @@ def test_single_precision_of_half_logits_under_autocast(dtype: torch.dtype) -> N
         gradients(losses, predictions), gradients(expected, single), strict=True
     ):
         assert torch.equal(grad, exact.to(dtype))
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the ATen operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*arguments, **(options or {}))
+
+
+def test_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For three layers and images: one copy to the host, nothing that is read or sized there, and
+    no tensors made of Python's numbers, which are copied to the device one by one.
+    """
+    copies = []
+    monkeypatch.setattr(Tensor, "cpu", lambda x: copies.append(x) or x)
+    predictions, targets = random_predictions(layers=3), random_targets((4, 0, 5))
+    with Recorder() as recorder:
+        LOSS(predictions, targets, PADDED).total.backward()
+    assert len(copies) == 1
+    assert recorder.names.count("topk") == 3
+    assert recorder.names.count("lift_fresh") == 1  # what was matched
+    waiting = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select"}
+    assert not waiting & set(recorder.names)
 
 
 def test_last_layer_alone() -> None:
