@@ -6,17 +6,18 @@ queries of the transformer decoder become one class and one mask each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastseg import ops
 from fastseg.categories import by_count
-from fastseg.instances import Instances, boxes_around
+from fastseg.instances import Instances
 from fastseg.layers.mask_classification import MaskClassifier, MaskPredictions
+from fastseg.layers.mask_results import ImageFrame, instances_of, panoptic_of
 from fastseg.models.image_batch import ImageBatch, ImageTransform
+from fastseg.segmentation import PanopticSegmentation
 
 Task = Literal["instance", "panoptic", "semantic"]
 
@@ -49,6 +50,7 @@ class Mask2Former(nn.Module):
     """
 
     tasks: tuple[str, ...] = ("instance", "panoptic", "semantic")
+    inside_only = True  # pixels outside of the winner's mask are void
 
     def __init__(
         self,
@@ -160,71 +162,55 @@ class Mask2Former(nn.Module):
     @torch.no_grad()
     def postprocess(
         self, predictions: MaskPredictions, batch: ImageBatch, task: str | None = None
-    ) -> list[Instances]:
-        """Results per image at its original size.
+    ) -> list[Instances] | list[PanopticSegmentation]:
+        """Results per image at its original size, by the rules of the original.
 
         Args:
             predictions: of ``batch``.
             batch: from ``preprocess``.
-            task: "instance"; the model's ``task`` by default.
+            task: "instance" or "panoptic"; the model's ``task`` by default.
 
         Returns:
-            ``Instances``, best first.
+            By the task ``Instances``, best first and with empty masks among them, or
+            ``PanopticSegmentation``.
 
         Raises:
             ValueError: the model has no such task.
         """
         task = self.task if task is None else self.known_task(task)
-        if task != "instance":
-            raise NotImplementedError(task)
         padded = (batch.pixels.shape[2], batch.pixels.shape[3])
-        sizes = [(height, width) for height, width in batch.sizes.tolist()]
-        return [
-            self.instances(
-                predictions.class_logits[i].float(), predictions.mask_logits[i], padded, *geometry
+        frames = [
+            ImageFrame(padded, (height, width), original)
+            for (height, width), original in zip(
+                batch.sizes.tolist(), batch.original_sizes, strict=True
             )
-            for i, geometry in enumerate(zip(sizes, batch.original_sizes, strict=True))
         ]
+        images = zip(predictions.class_logits, predictions.mask_logits, frames, strict=True)
+        make: Callable[..., Any] = {"instance": self.instances, "panoptic": self.panoptic}[task]
+        return [make(*image) for image in images]
 
-    def instances(
-        self,
-        class_logits: Tensor,
-        mask_logits: Tensor,
-        padded: tuple[int, int],
-        size: tuple[int, int],
-        original: tuple[int, int],
-    ) -> Instances:
-        """The best pairs of query and class of one image.
+    def instances(self, class_logits: Tensor, mask_logits: Tensor, frame: ImageFrame) -> Instances:
+        """The instances of one image: class logits [Q, K + 1], mask logits [Q, h, w]."""
+        return instances_of(
+            class_logits,
+            mask_logits,
+            frame,
+            top_k=self.top_k,
+            labels_kept=self.thing_classes if self.task == "panoptic" else None,
+            class_names=self.class_names,
+        )
 
-        A query may be an instance of several classes. Scores are the class's probability times the
-        mean probability of the mask's pixels.
-
-        Args:
-            class_logits: float32 [Q, K + 1].
-            mask_logits: [Q, h, w].
-            padded: (height, width) of the batch's pixels.
-            size: of the image before it was padded.
-            original: of the image before it was resized.
-        """
-        probabilities = class_logits.softmax(1)[:, :-1]
-        scores, pairs = probabilities.flatten().topk(min(self.top_k, probabilities.numel()))
-        labels = pairs % probabilities.shape[1]
-        queries = pairs // probabilities.shape[1]
-        if self.task == "panoptic":
-            things = torch.tensor(self.thing_classes, device=labels.device)
-            kept = torch.isin(labels, things)
-            scores, labels, queries = scores[kept], labels[kept], queries[kept]
-        queries, which = queries.unique(return_inverse=True)
-        masks = mask_logits[queries]
-        rles: list[dict[str, Any]] = ops.resize_masks(masks, original, via=padded, crop=size)
-        qualities = ops.mask_scores(masks, original, via=padded, crop=size)
-        scores, order = (scores * qualities[which]).sort(descending=True, stable=True)
-        rles = [rles[i] for i in which[order].tolist()]
-        return Instances(
-            boxes=boxes_around(rles).to(scores.device),
-            scores=scores,
-            labels=labels[order],
-            rles=rles,
-            image_size=original,
+    def panoptic(
+        self, class_logits: Tensor, mask_logits: Tensor, frame: ImageFrame
+    ) -> PanopticSegmentation:
+        """The segments of one image; arguments as of ``instances``."""
+        return panoptic_of(
+            class_logits,
+            mask_logits,
+            frame,
+            thing_classes=self.thing_classes,
+            object_mask_threshold=self.object_mask_threshold,
+            overlap_threshold=self.overlap_threshold,
+            inside_only=self.inside_only,
             class_names=self.class_names,
         )

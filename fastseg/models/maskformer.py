@@ -9,5 +9,8 @@ class MaskFormer(Mask2Former):
     """MaskFormer: Mask2Former with another pixel decoder and transformer decoder.
 
     Everything else, arguments included, is ``Mask2Former``'s. ``predict_layers`` has no predictions
-    of the learned queries, which are zeros before the first layer.
+    of the learned queries, which are zeros before the first layer, and panoptic segments also have
+    the pixels outside of their masks that no other query wins.
     """
+
+    inside_only = False

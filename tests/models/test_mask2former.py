@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastseg import models
+from fastseg import Predictor, models
 from fastseg.backbones import SwinTransformer, resnet18
 from fastseg.layers.base_pixel_decoder import BasePixelDecoder
 from fastseg.layers.mask_classification import MaskClassifier, MaskPredictions
@@ -307,6 +307,22 @@ def test_top_k_counts_pairs_and_panoptic_models_keep_things():
     kept = torch.isin(everything.labels, torch.tensor([1, 3]))
     assert things.labels.tolist() == everything.labels[kept].tolist()
     assert torch.equal(things.scores, everything.scores[kept])
+
+
+@pytest.mark.parametrize("kind", ["mask2former_resnet", "maskformer_swin"])
+def test_predictor_gives_what_the_model_gives(kind):
+    model = small_model(kind, object_mask_threshold=0.1, overlap_threshold=0.05)
+    inputs = images((101, 150), (87, 63))
+    with torch.inference_mode():
+        (maps,) = zip(*[predict(model, [one], "panoptic") for one in inputs], strict=True)
+    found = Predictor(model, "cpu", task="panoptic")(inputs)
+    assert sum(len(one) for one in found) > 2
+    for ours, expected, image in zip(found, maps, inputs, strict=True):
+        assert torch.equal(ours.ids, expected.ids)
+        assert ours.ids.shape == image.shape[1:]
+        assert ours.segments == expected.segments
+        areas = [int((ours.ids == one.id).sum()) for one in ours.segments]
+        assert areas == [one.area for one in ours.segments]
 
 
 def test_image_of_nan_has_no_masks(model):

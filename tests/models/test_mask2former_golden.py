@@ -28,7 +28,7 @@ from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastseg import Instances, load_model
+from fastseg import Instances, PanopticSegmentation, load_model
 from fastseg.backbones import resnet18
 from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder, resized
 from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder
@@ -114,6 +114,27 @@ def test_instances(task):
     assert_same_instances(found, scores, labels, counts)
 
 
+def assert_same_segments(
+    found: PanopticSegmentation, ids: Tensor, segments: list[dict], limit: float = 0.0
+) -> None:
+    assert (found.ids != ids).float().mean() <= limit
+    assert found.ids.shape == ids.shape
+    ours = [
+        {"id": one.id, "isthing": one.is_thing, "category_id": one.label} for one in found.segments
+    ]
+    assert ours == segments
+
+
+def test_panoptic_segments():
+    (found,) = model().postprocess(predictions(), batch(), "panoptic")
+    ids = torch.zeros(META["original_size"], dtype=torch.int32)
+    for number, counts in META["panoptic"].items():
+        mask = coco_mask.decode({"size": META["original_size"], "counts": counts})
+        ids[torch.from_numpy(mask) > 0] = int(number)
+    assert_same_segments(found, ids, META["segments"])
+    assert (ids == 0).any() and len(found) == 2
+
+
 def golden() -> tuple[dict[str, Tensor], dict]:
     folder = Path(os.environ["FASTSEG_GOLDEN"]) / "mask2former_official"
     return load_file(folder / "fixture.safetensors"), json.loads((folder / "meta.json").read_text())
@@ -159,3 +180,6 @@ def test_whole_model():
             scores, labels = (tensors[f"out/{i}.{prefix}_{name}"] for name in ("scores", "classes"))
             counts = [rle["counts"] for rle in meta["expected"]["results"][i][f"{prefix}_masks"]]
             assert_same_instances(found, scores, labels, counts)
+    for i, found in enumerate(ours.postprocess(layers[-1], batch, "panoptic")):
+        segments = meta["expected"]["results"][i]["segments_info"]
+        assert_same_segments(found, tensors[f"out/{i}.panoptic_seg"], segments, 1e-4)
