@@ -96,8 +96,8 @@ def load_model(
 
     Of these two, 80 classes are taken for COCO's and ``task="instance"``, 133 for COCO's and
     ``task="panoptic"``, 150 for ADE20K's and 19 for Cityscapes' and ``task="semantic"``; any other
-    number is ``task="instance"``. No tensor shows the task, nor whether weights are Mask2Former's
-    for videos.
+    number, and other names in the file, is ``task="instance"``. No tensor shows the task, nor
+    whether weights are Mask2Former's for videos.
 
     torchvision runs its published V1 weights with a batch normalisation eps of 0 and everything
     else with 1e-5, which no tensor shows. The published file is known by its checksum or its
@@ -228,7 +228,7 @@ def mask2former_network(
     state_dict = tensors
     if names is not None:
         state_dict = mask2former.with_our_names(tensors, names, source)
-    options = {**mask2former.defaults(state_dict), **options}
+    options = {**mask2former.defaults(state_dict, options.get("class_names")), **options}
     if (
         len(state_dict.get("decoder.class_predictor.bias", ())) == 41
         and "class_names" not in options

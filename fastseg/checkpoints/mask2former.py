@@ -108,16 +108,22 @@ def with_our_names(tensors: Mapping[str, Tensor], names: Names, source: str) -> 
     return {**ours, **rest}
 
 
-def defaults(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+def defaults(
+    state_dict: Mapping[str, Tensor], class_names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Hyper-parameters that the number of classes suggests.
 
     Args:
         state_dict: tensors under our names.
+        class_names: where they are known; if less than half of them are those of the data set with
+            as many classes, it is another data set, of which all classes are taken for things.
     """
     bias = state_dict.get("decoder.class_predictor.bias")
     known = None if bias is None else categories.by_count(len(bias) - 1)
     if known is None or len(known) not in TASKS:
         return {}
+    if class_names is not None and 2 * len(set(class_names) & set(known.names)) < len(known):
+        return {"thing_classes": range(len(known))}
     return {
         "task": TASKS[len(known)],
         "class_names": known.names,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import pickletools
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -51,6 +54,59 @@ LOG_OBJECTS = tuple(
 TORCH_FILE_OBJECTS = (argparse.Namespace, *LOG_OBJECTS)
 
 
+class PickledType:
+    """numpy.dtype of a pickle, whose own ``__setstate__`` crashes on damaged files.
+
+    Attributes:
+        text: such as "<f4"; "" for other types than numbers.
+    """
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
+        known = isinstance(code, str) and re.fullmatch(r"[fiub][1248]", code)
+        self.text = f"<{code}" if known and code != "f1" else ""
+
+    def __setstate__(self, state: Any) -> None:
+        if self.text and isinstance(state, tuple) and state[1:2] == (">",):
+            self.text = f">{self.text[1:]}"
+
+
+class PickledArray:
+    """numpy.ndarray or a scalar of a pickle, see ``PickledType``.
+
+    Attributes:
+        array: None for other elements than numbers.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self.array: np.ndarray[Any, Any] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, columns_first, raw = state
+        self.fill(raw, kind, shape, "F" if columns_first else "C")
+
+    def fill(self, raw: Any, kind: Any, shape: Any, order: Any) -> None:
+        """Copies elements from their bytes.
+
+        Raises:
+            ValueError: there are more or fewer than the shape has.
+        """
+        if isinstance(kind, PickledType) and kind.text and isinstance(raw, (bytes, bytearray)):
+            elements = np.frombuffer(bytes(raw), dtype=kind.text)
+            self.array = elements.reshape(shape, order=order)
+
+
+def pickled_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> PickledArray:
+    """An array as protocol 5 stores it."""
+    result = PickledArray()
+    result.fill(raw, kind, shape, order)
+    return result
+
+
+def pickled_scalar(kind: Any, raw: Any) -> PickledArray:
+    """A number of numpy's, as an array without dimensions."""
+    return pickled_buffer(raw, kind, (), "C")
+
+
 def latin1_bytes(text: str, encoding: str) -> bytes:
     """The bytes of an array, which protocols before 3 can only store as text."""
     if encoding != "latin1":
@@ -63,34 +119,18 @@ def no_bytes() -> bytes:
     return b""
 
 
-def numpy_functions() -> dict[tuple[str, str], Any]:
-    """What a pickle of arrays may name; numpy 2 calls its modules otherwise than numpy 1."""
-    found: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): latin1_bytes,
-        ("__builtin__", "bytes"): no_bytes,
-        ("numpy", "ndarray"): stand_in("numpy", "ndarray"),
-        ("numpy", "dtype"): np.dtype,
-    }
-    scalar = np.float32(0).__reduce__()[0]
-    for package in ("numpy.core", "numpy._core"):
-        found[f"{package}.multiarray", "_reconstruct"] = array_to_fill
-        found[f"{package}.multiarray", "scalar"] = scalar
-        found[f"{package}.numeric", "_frombuffer"] = array_on_buffer
-    return found
-
-
-def array_to_fill(kind: Any, shape: Any, typecode: Any) -> Any:
-    """An array that gets shape, type and elements afterwards, as pickles before protocol 5 do."""
-    return np.empty(0, dtype=np.int8)
-
-
-def array_on_buffer(buffer: Any, dtype: np.dtype[Any], shape: Any, order: Any) -> Any:
-    """An array as protocol 5 stores it: its bytes in one piece."""
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
-
-
-NUMPY_FUNCTIONS = numpy_functions()
+# What a pickle of arrays may name. numpy 2 calls its modules otherwise than numpy 1.
+NUMPY_FUNCTIONS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): latin1_bytes,
+    ("__builtin__", "bytes"): no_bytes,
+    ("numpy", "ndarray"): Ignored,
+    ("numpy", "dtype"): PickledType,
+}
+for _package in ("numpy.core", "numpy._core"):
+    NUMPY_FUNCTIONS[f"{_package}.multiarray", "_reconstruct"] = PickledArray
+    NUMPY_FUNCTIONS[f"{_package}.multiarray", "scalar"] = pickled_scalar
+    NUMPY_FUNCTIONS[f"{_package}.numeric", "_frombuffer"] = pickled_buffer
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -100,7 +140,8 @@ class ArrayUnpickler(pickle.Unpickler):
         """What the pickle names, if it is among ``NUMPY_FUNCTIONS``."""
         if (module, name) not in NUMPY_FUNCTIONS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return NUMPY_FUNCTIONS[module, name]
+        # Each time anew, for a pickle may set attributes of what it has named.
+        return partial(NUMPY_FUNCTIONS[module, name])
 
 
 def read_pickle(path: Path) -> Any:
@@ -114,6 +155,8 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
+            check_sizes(file, path.stat().st_size)
+            file.seek(0)
             # Text of Python 2, whose arrays are text as well.
             return with_tensors(ArrayUnpickler(file, encoding="latin1").load())
     except Exception as error:  # pickle.load may raise anything for damaged files
@@ -124,11 +167,26 @@ def read_pickle(path: Path) -> Any:
         ) from error
 
 
+def check_sizes(file: BinaryIO, size: int) -> None:
+    """Refuses a damaged pickle before memory is reserved by the numbers in it.
+
+    Args:
+        file: the pickle.
+        size: bytes in it.
+
+    Raises:
+        ValueError: an instruction is unknown or reaches beyond the end.
+    """
+    for instruction, argument, _ in pickletools.genops(file):
+        if instruction.name in ("PUT", "LONG_BINPUT", "FRAME") and (argument or 0) > size:
+            raise ValueError(f"{instruction.name} {argument} in a file of {size} bytes")
+
+
 def with_tensors(content: Any) -> Any:
-    """The same dictionaries with tensors for arrays of numbers, which are copied."""
+    """The same dictionaries with tensors for arrays of numbers."""
     if isinstance(content, Mapping):
         return {key: with_tensors(value) for key, value in content.items()}
-    if isinstance(content, (np.ndarray, np.generic)) and content.dtype.kind in "fiub":
-        native = np.asarray(content, dtype=content.dtype.newbyteorder("="))
-        return torch.tensor(native)
+    if isinstance(content, PickledArray) and content.array is not None:
+        native = content.array.astype(content.array.dtype.newbyteorder("="))
+        return torch.from_numpy(native)
     return content

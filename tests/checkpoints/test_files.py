@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastseg.checkpoints.files import read_file, read_torch, tensors_of
-from fastseg.checkpoints.pickles import Ignored
+from fastseg.checkpoints.pickles import Ignored, read_pickle
 
 ARRAYS = {
     "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -133,8 +133,26 @@ def test_code_in_a_pickle_of_arrays_is_not_run(tmp_path, harmful, reason, protoc
 def test_arrays_of_no_numbers(tmp_path, value):
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps({"model": {"a": value}}))
-    with pytest.raises(ValueError, match="'a' is ndarray"):
+    with pytest.raises(ValueError, match="'a' is PickledArray"):
         read_file(path)
+
+
+def test_damaged_pickle(tmp_path):
+    """numpy's own functions crash on many of these."""
+    path = tmp_path / "model.pkl"
+    random = np.random.default_rng(0)
+    refused = 0
+    for i in range(1000):
+        content = bytearray(pickle.dumps({"model": ARRAYS}, 2 + i % 4))
+        for place in random.integers(2, len(content), 1 + i % 3):
+            content[place] = random.integers(256)
+        path.write_bytes(content)
+        try:
+            read_pickle(path)
+        except ValueError as error:
+            assert "model.pkl cannot be read as arrays alone" in str(error)
+            refused += 1
+    assert 200 < refused < 950
 
 
 def training_log():

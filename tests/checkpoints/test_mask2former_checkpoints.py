@@ -152,6 +152,13 @@ def test_maskformer_whose_decoder_is_as_wide_as_the_backbone():
         ("original", {"backbone.layers.0.blocks.0.attn.relative_position_index": torch.ones(9, 9)}),
         ("mmdetection 3", {"backbone.bn1.num_batches_tracked": torch.tensor(3)}),
         ("transformers 4", {"criterion.empty_weight": torch.ones(4)}),
+        (
+            "transformers 4",
+            {
+                "model.pixel_level_module.encoder.encoder.layers.1.blocks.0.attention.self."
+                "relative_position_index": torch.ones(9, 9)
+            },
+        ),
         ("transformers 5", {"model.pixel_level_module.encoder.swin.layernorm.bias": torch.ones(8)}),
     ],
 )
@@ -216,6 +223,23 @@ def test_classes_and_task_by_their_number(known, task):
     changed = load(thing_classes=[1], class_names=[str(i) for i in range(len(known or range(11)))])
     assert changed.thing_classes == (1,)
     assert changed.class_names[3] == "3"
+
+
+@pytest.mark.parametrize(
+    "known", [categories.COCO_PANOPTIC, categories.ADE20K, categories.CITYSCAPES]
+)
+def test_names_tell_another_data_set(known):
+    """Of as many classes; another spelling of some is the same data set."""
+    model = small_model(small_backbone("swin"), num_classes=len(known))
+    load = partial(load_model, model.state_dict())
+    respelled = [name.upper() if label % 4 == 0 else name for label, name in enumerate(known.names)]
+    loaded = load(class_names=respelled)
+    assert loaded.class_names == tuple(respelled)
+    assert loaded.thing_classes == known.things
+    assert loaded.task != "instance"
+    other = load(class_names=[f"cell {label}" for label in range(len(known))])
+    assert other.thing_classes == tuple(range(len(known)))
+    assert other.task == "instance"
 
 
 @pytest.mark.parametrize("keys", [("classes", "thing_classes"), ("CLASSES", "THING_CLASSES")])
