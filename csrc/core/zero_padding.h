@@ -47,14 +47,16 @@ struct Sample {
 template <class Acc>
 FASTSEG_HD Sample<Acc> cells_around(const Position<Acc>& at, int width, int height, int start,
                                     int row_stride, int column_stride) {
+  // All ones where a column or row is outside the map: no branches, as above.
+  const int far = at.near ? 0 : -1;
+  const int west = at.x0 >= 0 ? far : -1, east = at.x0 + 1 < width ? far : -1;
+  const int north = at.y0 >= 0 ? 0 : -1, south = at.y0 + 1 < height ? 0 : -1;
   const int north_west = start + at.y0 * row_stride + at.x0 * column_stride;
-  const bool west = at.near && at.x0 >= 0, east = at.near && at.x0 + 1 < width;
-  const bool north = at.y0 >= 0, south = at.y0 + 1 < height;
   Sample<Acc> sample;
-  sample.cell[0] = north && west ? north_west : -1;
-  sample.cell[1] = north && east ? north_west + column_stride : -1;
-  sample.cell[2] = south && west ? north_west + row_stride : -1;
-  sample.cell[3] = south && east ? north_west + row_stride + column_stride : -1;
+  sample.cell[0] = north_west | north | west;
+  sample.cell[1] = (north_west + column_stride) | north | east;
+  sample.cell[2] = (north_west + row_stride) | south | west;
+  sample.cell[3] = (north_west + row_stride + column_stride) | south | east;
   sample.x = at.x;
   sample.y = at.y;
   return sample;

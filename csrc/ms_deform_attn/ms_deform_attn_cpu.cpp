@@ -7,7 +7,7 @@
 
 #include "core/cpu_dispatch.h"
 #include "core/dispatch.h"
-#include "core/exp.h"
+#include "core/exp2.h"
 #include "core/huge_pages.h"
 #include "core/lanes.h"
 #include "core/parallel.h"
@@ -27,7 +27,7 @@ class Samples {
   Samples(const MsDeformAttnParams& p, int64_t pairs)
       : p_(p), per_pair_(p.locations.size[3] * p.locations.size[4]) {
     const int64_t size = pairs * per_pair_;
-    for (auto* floats : {&x_, &y_, &weight_}) floats->resize(size);
+    for (auto* floats : {&x_, &y_, &weight_}) floats->resize(size + kLanes<Acc> - 1);
     for (auto* integers : {&width_, &height_, &start_}) integers->resize(size);
     for (auto& rows : rows_) rows.resize(size);
     for (int64_t i = 0; i < size; ++i) {
@@ -61,10 +61,11 @@ class Samples {
   // Turns what was read of the first pairs into positions between cells, and logits into weights.
   void locate_all(int64_t pairs) {
     const int *width = width_.data(), *height = height_.data(), *start = start_.data();
-    Acc* __restrict x = x_.data(), * __restrict y = y_.data();
-    int* __restrict row0 = rows_[0].data(), * __restrict row1 = rows_[1].data();
-    int* __restrict row2 = rows_[2].data(), * __restrict row3 = rows_[3].data();
+    Acc *x = x_.data(), *y = y_.data();
+    int *row0 = rows_[0].data(), *row1 = rows_[1].data();
+    int *row2 = rows_[2].data(), *row3 = rows_[3].data();
     const int64_t size = pairs * per_pair_;
+#pragma GCC ivdep
     for (int64_t i = 0; i < size; ++i) {
       const Sample<Acc> sample = locate(x[i], y[i], width[i], height[i], start[i]);
       row0[i] = sample.cell[0];
@@ -84,13 +85,18 @@ class Samples {
 
  private:
   void softmax(int64_t pairs) {
+    constexpr Acc kLog2E = Acc(1.4426950408889634);
     const int64_t size = pairs * per_pair_;
     Acc* weight = weight_.data();
     for (int64_t first = 0; first < size; first += per_pair_) {
       const Acc largest = *std::max_element(weight + first, weight + first + per_pair_);
-      for (int64_t i = first; i < first + per_pair_; ++i) weight[i] -= largest;
+      for (int64_t i = first; i < first + per_pair_; ++i) {
+        weight[i] = (weight[i] - largest) * kLog2E;
+      }
     }
-    for (int64_t i = 0; i < size; ++i) weight[i] = exp_nonpositive(weight[i]);
+    for (int64_t i = 0; i < size; i += kLanes<Acc>) {
+      store_lanes<Acc, Acc>(weight + i, exp2_lanes(load_lanes<Acc>(weight + i)));
+    }
     for (int64_t first = 0; first < size; first += per_pair_) {
       const Acc sum = std::accumulate(weight + first, weight + first + per_pair_, Acc(0));
       for (int64_t i = first; i < first + per_pair_; ++i) weight[i] /= sum;
@@ -215,8 +221,12 @@ void finish(const MsDeformAttnBackwardParams& p, const Samples<Acc>& samples, in
             int64_t b, int64_t q, int64_t m) {
   const LevelTable& levels = p.forward.levels;
   for (int64_t l = 0; l < p.forward.locations.size[3]; ++l) {
-    finish_position_grads<Acc>(p, b, q, m, l, static_cast<int>(levels.width[l]),
-                               static_cast<int>(levels.height[l]));
+    const int width = static_cast<int>(levels.width[l]);
+    const int height = static_cast<int>(levels.height[l]);
+    if (p.grad_references.data != nullptr) {
+      write_reference_grad<Acc>(p, b, q, m, l, width, height);
+    }
+    scale_position_grads<Acc>(p, b, q, m, l, width, height);
   }
   if (p.forward.references.data == nullptr) return;
   Acc* grad = p.grad_weights.template at<Acc>(b, q, m);

@@ -266,8 +266,11 @@ __device__ void finish(const MsDeformAttnBackwardParams& params, const Place& pl
   const MsDeformAttnParams& p = params.forward;
   __syncwarp();
   for (int l = place.lane; place.exists && l < p.locations.size[3]; l += lanes) {
-    finish_position_grads<Acc>(params, place.b, place.q, place.m, l, levels[l].width,
-                               levels[l].height);
+    const int width = levels[l].width, height = levels[l].height;
+    if (params.grad_references.data != nullptr) {
+      write_reference_grad<Acc>(params, place.b, place.q, place.m, l, width, height);
+    }
+    scale_position_grads<Acc>(params, place.b, place.q, place.m, l, width, height);
   }
   if (p.references.data == nullptr) return;
   Acc* grad = params.grad_weights.at<Acc>(place.b, place.q, place.m);

@@ -53,26 +53,21 @@ FASTSEG_HD PointGrad<Acc> point_grad(const Acc (&dot)[4], Acc x, Acc y, Acc weig
   return {slope.x * weight, slope.y * weight, north * (Acc(1) - y) + south * y};
 }
 
-// Turns the gradients of the positions of one query, head and level, in cells, into those of the
-// locations or offsets, and writes the reference point's share.
+// The share of one query, head and level in the gradient of the reference point, from the gradients
+// of the points' positions in cells.
 template <class Acc>
-FASTSEG_HD void finish_position_grads(const MsDeformAttnBackwardParams& params, int64_t b,
-                                      int64_t q, int64_t m, int64_t l, int width, int height) {
+FASTSEG_HD void write_reference_grad(const MsDeformAttnBackwardParams& params, int64_t b, int64_t q,
+                                     int64_t m, int64_t l, int width, int height) {
   const MsDeformAttnParams& p = params.forward;
-  const Frame<Acc> frame = frame_of<Acc>(p, b, q, l, width, height);
   const Acc* point = p.locations.at<const Acc>(b, q, m, l);
-  Acc* grad = params.grad_locations.at<Acc>(b, q, m, l);
+  const Acc* grad = params.grad_locations.at<const Acc>(b, q, m, l);
   Acc along_x = 0, along_y = 0, times_x = 0, times_y = 0;
-  for (int64_t k = 0; k < p.locations.size[4]; ++k) {
-    const Acc x = grad[2 * k], y = grad[2 * k + 1];
-    along_x += x;
-    along_y += y;
-    times_x += x * point[k * p.locations.stride[4]];
-    times_y += y * point[k * p.locations.stride[4] + p.locations.stride[5]];
-    grad[2 * k] = x * frame.scale_x;
-    grad[2 * k + 1] = y * frame.scale_y;
+  for (int64_t k = 0; k < p.locations.size[4]; ++k, point += p.locations.stride[4]) {
+    along_x += grad[2 * k];
+    along_y += grad[2 * k + 1];
+    times_x += grad[2 * k] * point[0];
+    times_y += grad[2 * k + 1] * point[p.locations.stride[5]];
   }
-  if (params.grad_references.data == nullptr) return;
   const Acc w = static_cast<Acc>(width), h = static_cast<Acc>(height);
   Acc* reference = params.grad_references.at<Acc>(b, q, m, l);
   reference[0] = along_x * w;
@@ -81,6 +76,19 @@ FASTSEG_HD void finish_position_grads(const MsDeformAttnBackwardParams& params, 
     const Acc unit = Acc(0.5) / static_cast<Acc>(p.locations.size[4]);
     reference[2] = times_x * w * unit;
     reference[3] = times_y * h * unit;
+  }
+}
+
+// Turns the gradients of the positions of one query, head and level, in cells, into those of the
+// locations or offsets.
+template <class Acc>
+FASTSEG_HD void scale_position_grads(const MsDeformAttnBackwardParams& params, int64_t b, int64_t q,
+                                     int64_t m, int64_t l, int width, int height) {
+  const Frame<Acc> frame = frame_of<Acc>(params.forward, b, q, l, width, height);
+  Acc* grad = params.grad_locations.at<Acc>(b, q, m, l);
+  for (int64_t k = 0; k < params.grad_locations.size[4]; ++k) {
+    grad[2 * k] *= frame.scale_x;
+    grad[2 * k + 1] *= frame.scale_y;
   }
 }
 
