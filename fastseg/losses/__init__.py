@@ -1,7 +1,9 @@
 """What models are trained with: targets, costs and losses."""
 
+from fastseg.losses.assignment import Matches
 from fastseg.losses.mask2former import Mask2FormerLoss
-from fastseg.losses.mask_matching import Matches, match_instances, matching_costs
+from fastseg.losses.mask_matching import match_instances, matching_costs
+from fastseg.losses.maskformer import MaskFormerLoss
 from fastseg.losses.set_losses import MaskLosses
 from fastseg.losses.solo import SOLOLoss, SOLOLosses
 from fastseg.losses.solo_targets import InstanceTargets
@@ -9,6 +11,7 @@ from fastseg.losses.solo_targets import InstanceTargets
 __all__ = [
     "InstanceTargets",
     "Mask2FormerLoss",
+    "MaskFormerLoss",
     "MaskLosses",
     "Matches",
     "SOLOLoss",

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from fastseg import ops
 from fastseg.layers.mask_classification import MaskPredictions
-from fastseg.losses.mask_matching import Matches, match_instances, sample_masks
-from fastseg.losses.set_losses import MaskLosses, class_loss, dice_loss, mean_over_processes
+from fastseg.losses.assignment import Matches, check_layers
+from fastseg.losses.mask_matching import match_instances, sample_masks
+from fastseg.losses.set_losses import MaskLosses, dice_loss, set_losses
 from fastseg.losses.solo_targets import InstanceTargets
 
 Draws = tuple[Tensor, Tensor]  # as `ops.sample_uncertain_points` takes them
@@ -90,43 +91,30 @@ class Mask2FormerLoss:
                 message names the prediction and the image.
             ImportError: SciPy is not installed.
         """
-        if not predictions or not targets:
-            raise ValueError(
-                "there must be a prediction and an image, got "
-                f"{len(predictions)} predictions and {len(targets)} targets"
-            )
+        check_layers(predictions, targets, size)
         device = predictions[0].mask_logits.device
         points, draws = self._draw(rand or partial(torch.rand, device=device), predictions, targets)
+        weights = {
+            "class_weight": self.class_weight,
+            "mask_weight": self.mask_weight,
+            "dice_weight": self.dice_weight,
+        }
         with torch.autocast(device.type, enabled=False):
-            matches = match_instances(
+            matches = match_instances(predictions, targets, points, size, **weights)
+
+            def mask_losses(logits: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+                # The draws, which are many, go as they are used up.
+                samples, truth = self._sample(logits, draws.pop(0), targets, matches, layer, size)
+                entropy = F.binary_cross_entropy_with_logits(samples, truth, reduction="none")
+                return entropy.mean(1), dice_loss(samples, truth)
+
+            return set_losses(
                 predictions,
                 targets,
-                points,
-                size,
-                class_weight=self.class_weight,
-                mask_weight=self.mask_weight,
-                dice_weight=self.dice_weight,
-            )
-            labels = torch.cat([one.labels for one in targets])
-            num_masks = mean_over_processes(len(labels), device)
-            classes, masks, dice = [], [], []
-            for layer, prediction in enumerate(predictions):
-                queries, instances = matches.queries[layer], matches.instances[layer]
-                classes.append(
-                    class_loss(
-                        prediction.class_logits, labels[instances], queries, self.no_object_weight
-                    )
-                )
-                logits = prediction.mask_logits.flatten(0, 1).index_select(0, queries).float()
-                # Numbers go as they are used up.
-                samples, truth = self._sample(logits, draws.pop(0), targets, matches, layer, size)
-                entropy = F.binary_cross_entropy_with_logits(samples, truth, reduction="sum")
-                masks.append(entropy / (self.num_points * num_masks))
-                dice.append(dice_loss(samples, truth).sum() / num_masks)
-            return MaskLosses(
-                classes=self.class_weight * torch.stack(classes),
-                masks=self.mask_weight * torch.stack(masks),
-                dice=self.dice_weight * torch.stack(dice),
+                matches,
+                mask_losses,
+                no_object_weight=self.no_object_weight,
+                **weights,
             )
 
     def _draw(

@@ -1,35 +1,23 @@
-"""Which query is to predict which instance (Cheng et al., Mask2Former, 2022, section 3.3)."""
+"""What it costs to take a query for an instance (Cheng et al., Mask2Former, 2022, section 3.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastseg import ops
 from fastseg.layers.mask_classification import MaskPredictions
+from fastseg.losses.assignment import (
+    Matches,
+    assign,
+    check_layers,
+    check_shapes,
+    check_values,
+    raise_for_values,
+)
 from fastseg.losses.solo_targets import InstanceTargets
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Pairs of a query and an instance, of L predictions for the same B images.
-
-    An image with N instances has min(Q, N) pairs, in the order of its queries; M is their sum.
-
-    Attributes:
-        counts: pairs of each image.
-        queries: int64 [L, M], image * Q + query.
-        instances: int64 [L, M], where the instance is when those of all images are in a row.
-    """
-
-    counts: list[int]
-    queries: Tensor
-    instances: Tensor
 
 
 @torch.no_grad()
@@ -64,41 +52,13 @@ def match_instances(
         ValueError: as `matching_costs`; the message names the prediction as well.
         ImportError: SciPy is not installed.
     """
-    optimize = _import_optimize()
+    check_layers(predictions, targets, size)
     weights = (class_weight, mask_weight, dice_weight)
-    for layer, (one, own_points) in enumerate(zip(predictions, points, strict=True)):
-        _check_shapes(one, targets, own_points, size)
-        if one.class_logits.shape != predictions[0].class_logits.shape:
-            raise ValueError(
-                f"class_logits of prediction {layer} must have shape "
-                f"{tuple(predictions[0].class_logits.shape)} as those of prediction 0, got "
-                f"{tuple(one.class_logits.shape)}"
-            )
-    costs = [
-        cost.flatten()
-        for one, own_points in zip(predictions, points, strict=True)
-        for cost in _costs(one, targets, own_points, size, weights)
-    ]
-    checks = torch.stack([_checks(one, targets) for one in predictions])
-    host = torch.cat([*costs, checks.flatten()]).cpu().numpy()
-    host, passed = np.split(host, [-checks.numel()])
-    for layer, values in enumerate(passed.reshape(checks.shape)):
-        _raise_for(values, predictions[layer], f"prediction {layer}, ")
-
-    num_queries = predictions[0].mask_logits.shape[1]
-    lengths = [len(target.labels) for target in targets]
-    first_instances = np.cumsum([0, *lengths])
-    pairs, start = [], 0
-    for _ in predictions:
-        for image, length in enumerate(lengths):
-            end = start + num_queries * length
-            cost = host[start:end].reshape(num_queries, length)
-            queries, instances = optimize.linear_sum_assignment(cost)
-            pairs.append((image * num_queries + queries, first_instances[image] + instances))
-            start = end
-    found = np.concatenate(pairs, 1).reshape(2, len(predictions), -1)
-    queries, instances = torch.from_numpy(found).to(predictions[0].mask_logits.device)
-    return Matches([min(num_queries, length) for length in lengths], queries, instances)
+    costs = []
+    for one, own_points in zip(predictions, points, strict=True):
+        _check_points(own_points, len(targets))
+        costs.append(_costs(one, targets, own_points, size, weights))
+    return assign(predictions, targets, costs)
 
 
 @torch.no_grad()
@@ -138,8 +98,9 @@ def matching_costs(
             range; the message names the image.
     """
     predictions = MaskPredictions(class_logits, mask_logits)
-    _check_shapes(predictions, targets, points, size)
-    _raise_for(_checks(predictions, targets).cpu().numpy(), predictions, "")
+    check_shapes(predictions, targets, size)
+    _check_points(points, len(targets))
+    raise_for_values(check_values(predictions, targets).cpu().numpy(), predictions, "")
     return _costs(predictions, targets, points, size, (class_weight, mask_weight, dice_weight))
 
 
@@ -193,75 +154,6 @@ def _costs(
     return costs
 
 
-def _check_shapes(
-    predictions: MaskPredictions,
-    targets: Sequence[InstanceTargets],
-    points: Tensor,
-    size: tuple[int, int],
-) -> None:
-    class_logits, mask_logits = predictions.class_logits, predictions.mask_logits
-    if class_logits.dim() != 3 or mask_logits.dim() != 4:
-        raise ValueError(
-            "class_logits must have shape [B, Q, K + 1] and mask_logits [B, Q, h, w], got "
-            f"{tuple(class_logits.shape)} and {tuple(mask_logits.shape)}"
-        )
-    if class_logits.shape[:2] != mask_logits.shape[:2]:
-        raise ValueError(
-            f"class_logits {tuple(class_logits.shape)} and mask_logits "
-            f"{tuple(mask_logits.shape)} must agree in images and queries"
-        )
-    batch = len(mask_logits)
-    if len(targets) != batch:
-        raise ValueError(f"targets must be one for each of {batch} images, got {len(targets)}")
-    for i, target in enumerate(targets):
-        if target.masks.dim() != 3 or target.labels.shape != target.masks.shape[:1]:
-            raise ValueError(
-                f"targets[{i}] must have labels [N] and masks [N, h, w], got shapes "
-                f"{tuple(target.labels.shape)} and {tuple(target.masks.shape)}"
-            )
-        if target.masks.dtype != torch.bool:
-            raise ValueError(f"targets[{i}] must have bool masks, got {target.masks.dtype}")
-        if target.masks.shape[1] > size[0] or target.masks.shape[2] > size[1]:
-            raise ValueError(
-                f"targets[{i}] must have masks no larger than the padded image, {tuple(size)}, "
-                f"got {tuple(target.masks.shape[1:])}"
-            )
+def _check_points(points: Tensor, batch: int) -> None:
     if points.dim() != 3 or len(points) != batch or points.shape[1] == 0 or points.shape[2] != 2:
         raise ValueError(f"points must have shape [{batch}, P, 2], got {tuple(points.shape)}")
-
-
-def _checks(predictions: MaskPredictions, targets: Sequence[InstanceTargets]) -> Tensor:
-    """float32 [3, B], 0 where the class logits, mask logits or labels of an image are wrong."""
-    # The sum is not finite where a term is not: one pass over the logits, and no copy.
-    class_sums = predictions.class_logits.sum((1, 2), dtype=torch.float32)
-    mask_sums = predictions.mask_logits.sum((1, 2, 3), dtype=torch.float32)
-    classes = predictions.class_logits.shape[2] - 1
-    in_range = [((one.labels >= 0) & (one.labels < classes)).all() for one in targets]
-    return torch.stack(
-        [
-            class_sums.isfinite(),
-            mask_sums.isfinite(),
-            torch.stack(in_range) if in_range else class_sums > 0,
-        ]
-    ).float()
-
-
-def _raise_for(passed: np.ndarray, predictions: MaskPredictions, where: str) -> None:
-    """ValueError for the first of `_checks` that did not pass."""
-    names = ("class_logits", "mask_logits", "labels")
-    wrong = np.argwhere(passed == 0)
-    if len(wrong):
-        kind, image = wrong[0]
-        last = predictions.class_logits.shape[2] - 2
-        wanted = f"within 0 and {last}" if names[kind] == "labels" else "finite"
-        raise ValueError(f"{where}{names[kind]} of image {image} must be {wanted}")
-
-
-def _import_optimize() -> ModuleType:
-    try:
-        from scipy import optimize
-    except ImportError as error:
-        raise ImportError(
-            "matching needs SciPy: pip install 'fastseg[train]' or pip install scipy"
-        ) from error
-    return optimize

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
+
+from fastseg.layers.mask_classification import MaskPredictions
+from fastseg.losses.assignment import Matches
+from fastseg.losses.solo_targets import InstanceTargets
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,49 @@ class MaskLosses:
             for layer, ending in enumerate(endings)
             for name, losses in (("ce", self.classes), ("mask", self.masks), ("dice", self.dice))
         }
+
+
+def set_losses(
+    predictions: Sequence[MaskPredictions],
+    targets: Sequence[InstanceTargets],
+    matches: Matches,
+    mask_losses: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    *,
+    class_weight: float,
+    mask_weight: float,
+    dice_weight: float,
+    no_object_weight: float,
+) -> MaskLosses:
+    """Losses of predictions that are matched with the truth.
+
+    Args:
+        predictions: L of them.
+        targets: of each image.
+        matches: of queries and instances.
+        mask_losses: float32 logits [M, h, w] of the matched masks, and the number of their
+            prediction -> their losses pixel by pixel and their Dice losses, [M] each.
+        class_weight: factor of the classes' loss.
+        mask_weight: factor of the masks' loss.
+        dice_weight: factor of the Dice loss.
+        no_object_weight: weight in the mean over queries of those without instance.
+    """
+    labels = torch.cat([one.labels for one in targets])
+    num_masks = mean_over_processes(len(labels), predictions[0].mask_logits.device)
+    classes, masks, dice = [], [], []
+    for layer, prediction in enumerate(predictions):
+        queries, instances = matches.queries[layer], matches.instances[layer]
+        classes.append(
+            class_loss(prediction.class_logits, labels[instances], queries, no_object_weight)
+        )
+        logits = prediction.mask_logits.flatten(0, 1).index_select(0, queries).float()
+        of_masks, of_dice = mask_losses(logits, layer)
+        masks.append(of_masks.sum() / num_masks)
+        dice.append(of_dice.sum() / num_masks)
+    return MaskLosses(
+        classes=class_weight * torch.stack(classes),
+        masks=mask_weight * torch.stack(masks),
+        dice=dice_weight * torch.stack(dice),
+    )
 
 
 def class_loss(

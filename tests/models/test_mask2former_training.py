@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from fastseg import load_model
 from fastseg.backbones import resnet18
-from fastseg.checkpoints.mask2former import ORIGINAL, with_our_names
+from fastseg.checkpoints import detectron2_resnet, original_mask2former
+from fastseg.checkpoints.keys import renamed
 from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder
 from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder
 from fastseg.losses import InstanceTargets, Mask2FormerLoss
@@ -138,10 +139,11 @@ def test_stored_gradients_of_the_original() -> None:
     losses.total.backward()
 
     grads = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
+    rules = (*original_mask2former.RULES, *detectron2_resnet.RULES)
     expected_norms = {name: torch.tensor(norm) for name, norm in norms.items()}
-    expected_norms = with_our_names(expected_norms, ORIGINAL, "the fixture")
+    expected_norms = renamed(expected_norms, rules)
     assert expected_norms.keys() == grads.keys()
     for name, norm in expected_norms.items():
         assert grads[name].norm().item() == pytest.approx(norm.item(), rel=1e-3), name
-    for name, expected in with_our_names(stored("grad/"), ORIGINAL, "the fixture").items():
+    for name, expected in renamed(stored("grad/"), rules).items():
         assert (grads[name] - expected).abs().max() <= 2e-3 * expected.abs().max(), name
