@@ -31,6 +31,7 @@ void bind_rle_merge(py::module_& module);
 void bind_rle_polygons(py::module_& module);
 void bind_rle_shapes(py::module_& module);
 void bind_roi_align(py::module_& module);
+void bind_semantic_map(py::module_& module);
 
 namespace {
 
@@ -96,4 +97,5 @@ PYBIND11_MODULE(_C, module) {
   fastseg::bind_rle_polygons(module);
   fastseg::bind_rle_shapes(module);
   fastseg::bind_roi_align(module);
+  fastseg::bind_semantic_map(module);
 }

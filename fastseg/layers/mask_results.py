@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastseg import ops
 from fastseg.instances import Instances, boxes_around
-from fastseg.segmentation import PanopticSegmentation, Segment
+from fastseg.segmentation import PanopticSegmentation, Segment, SemanticSegmentation
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,36 @@ def panoptic_of(
         segments=segments,
         class_names=None if class_names is None else tuple(class_names),
     )
+
+
+def semantic_of(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    frame: ImageFrame,
+    *,
+    resize_scores: bool = True,
+    class_names: Sequence[str] | None = None,
+) -> SemanticSegmentation:
+    """The class of each pixel: the greatest sum of class x mask probability over the queries.
+
+    Args:
+        class_logits: [Q, K + 1], the last class is "no object".
+        mask_logits: [Q, h, w].
+        frame: of the image.
+        resize_scores: the scores of classes are resized to the original size, as the original does
+            where a model makes semantic maps alone; False: the masks' logits, as it does where
+            the model makes panoptic maps or instances as well.
+        class_names: names indexed by label.
+    """
+    labels = ops.semantic_map(
+        class_logits.float().softmax(1)[:, :-1],
+        mask_logits,
+        frame.original,
+        via=frame.padded,
+        crop=frame.image,
+        resize_scores=resize_scores,
+    )
+    return SemanticSegmentation(labels, None if class_names is None else tuple(class_names))
 
 
 class _Query(NamedTuple):

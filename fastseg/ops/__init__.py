@@ -15,6 +15,7 @@ from fastseg.ops.point_sample import point_sample, sample_uncertain_points
 from fastseg.ops.resize_masks import mask_scores, resize_masks
 from fastseg.ops.rle import PaddedRles, rle_decode, rle_encode, rle_encode_padded
 from fastseg.ops.roi_align import multi_scale_roi_align, roi_align
+from fastseg.ops.semantic_map import semantic_map
 
 __all__ = [
     "PackedMasks",
@@ -44,6 +45,7 @@ __all__ = [
     "rle_encode_padded",
     "roi_align",
     "sample_uncertain_points",
+    "semantic_map",
     "soft_mask_nms",
     "unpack_masks",
 ]

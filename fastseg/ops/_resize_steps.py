@@ -23,6 +23,8 @@ def resize_steps(
             raise ValueError(f"{name} must be (height, width) of at least 1, got {tuple(sides)}")
     if via is None:
         return list(size), [], []
+    if crop is not None and (crop[0] > via[0] or crop[1] > via[1]):
+        raise ValueError(f"crop must lie within via {tuple(via)}, got {tuple(crop)}")
     return list(size), list(via), list(via if crop is None else crop)
 
 

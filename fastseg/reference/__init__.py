@@ -16,6 +16,7 @@ from fastseg.reference.point_sample import point_sample
 from fastseg.reference.resize_masks import mask_scores, resize_masks
 from fastseg.reference.rle import rle_decode, rle_encode
 from fastseg.reference.roi_align import multi_scale_roi_align, roi_align
+from fastseg.reference.semantic_map import semantic_map
 
 __all__ = [
     "attention_mask",
@@ -42,6 +43,7 @@ __all__ = [
     "rle_decode",
     "rle_encode",
     "roi_align",
+    "semantic_map",
     "soft_mask_nms",
     "unpack_masks",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastseg import _C
-from fastseg.layers.mask_results import ImageFrame, instances_of, panoptic_of
+from fastseg.layers.mask_results import ImageFrame, instances_of, panoptic_of, semantic_of
 from fastseg.reference.mask_results import instance_results, panoptic_results
 from fastseg.reference.resize_masks import resize_logits
 
@@ -88,6 +88,15 @@ def test_stored_panoptic_maps(case: str) -> None:
     )
     assert torch.equal(found.ids, stored(case, "panoptic_seg").int())
     assert described(found.segments) == settings["segments_info"]
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_stored_semantic_maps(case: str) -> None:
+    expected = stored(case, "semantic_argmax")
+    for resize_scores in (True, False):
+        found = semantic_of(*logits_of(case), resize_scores=resize_scores, class_names=["a"] * 7)
+        assert torch.equal(found.labels, expected.int())
+        assert found.class_names == ("a",) * 7
 
 
 def described(segments: list) -> list[dict]:
