@@ -11,14 +11,14 @@
 
 namespace fastseg {
 
-// One tile: `columns.size[1]` output pixels of one image, from pixel `first` on in row-major order.
+// One tile: `columns.size[1]` output pixels of an image, from pixel `first` on in row-major order.
 // Acc is float32, or float64 when the input is.
 struct DeformConvParams {
-  View<4> input;    // [B, C, H, W], stride 1 along C
+  View<4> input;    // [B, C, H, W], stride 1 along C; with columns B is 1
   View<4> offset;   // [B, offset_groups * taps * 2, OH, OW] Acc: (y, x) in input pixels per tap
   View<4> mask;     // [B, offset_groups * taps, OH, OW] Acc; data null: all ones
   View<3> columns;  // [groups, pixels, taps * C / groups], dense; Acc, on CUDA the input's type
-  int64_t image = 0, first = 0;
+  int64_t first = 0;
   int64_t groups = 1, offset_groups = 1;
   int64_t kernel[2] = {1, 1};  // these four along y, along x
   int64_t stride[2] = {1, 1};
@@ -46,11 +46,20 @@ void deform_conv_sample_cuda(const DeformConvParams& params, cudaStream_t stream
 void deform_conv_backward_cpu(const DeformConvParams& params);
 void deform_conv_backward_cuda(const DeformConvParams& params, cudaStream_t stream);
 
+// Products of many groups of few channels, on the CPU: sums[i, j, g] = left[i, k, g] * right[k, j,
+// g] summed over k, for each group g.
+struct DeformConvGroupsParams {
+  View<3> left, right, sums;  // f32 or all f64, stride 1 along g; [I, K, G], [K, J, G], [I, J, G]
+  bool add = false;           // to what is in sums
+};
+
+void deform_conv_groups_cpu(const DeformConvGroupsParams& params);
+
 // All output pixels at once: columns exist in shared memory alone. On tensor cores (sm_75 for f16,
 // else sm_80) f32 is multiplied as TF32, unless `exact`; that needs none.
 struct DeformConvProductParams {
   // Of type f32, f16 or bf16 and 1 group, an image of less than 2^31 elements, a multiple of 32
-  // channels per group of offsets; no columns, image, first.
+  // channels per group of offsets; no columns.
   DeformConvParams sampling;
   View<2> weights;  // [D, taps * C], dense; like the input aligned to 16 bytes
   View<1> bias;     // [D]; data null: none

@@ -46,10 +46,11 @@ DeformConvParams sampling_params(const Array& input, const Array& offset, const 
 // A tile of columns, for both directions.
 DeformConvParams make_params(const Array& input, const Array& offset, const py::object& mask,
                              const Array& columns, const Geometry& geometry, int64_t offset_groups,
-                             int64_t image, int64_t first) {
+                             int64_t first) {
   DeformConvParams p = sampling_params(input, offset, mask, geometry, offset_groups);
   const int64_t taps = p.kernel[0] * p.kernel[1];
-  const int64_t batch = p.input.size[0], channels = p.input.size[1];
+  const int64_t channels = p.input.size[1];
+  FASTSEG_CHECK(p.input.size[0] == 1, "input must be one image, got ", p.input.size[0]);
   p.columns = columns.expect_device(input).view<3>();
   p.groups = p.columns.size[0];
   FASTSEG_CHECK(p.groups > 0 && channels % p.groups == 0, "columns must have groups that divide ",
@@ -57,22 +58,20 @@ DeformConvParams make_params(const Array& input, const Array& offset, const py::
   columns.expect_shape({-1, -1, taps * channels / p.groups});
   FASTSEG_CHECK(p.columns.stride[2] == 1 && p.columns.stride[1] == p.columns.size[2],
                 "columns must be dense");
-  FASTSEG_CHECK(image >= 0 && image < batch, "image must be in [0, ", batch, "), got ", image);
   const int64_t pixels = p.offset.size[2] * p.offset.size[3];
   FASTSEG_CHECK(first >= 0 && first + p.columns.size[1] <= pixels, "pixels ", first, " to ",
                 first + p.columns.size[1], " exceed the ", pixels, " of the output");
-  p.image = image;
   p.first = first;
   return p;
 }
 
 void sample(const py::object& input, const py::object& offset, const py::object& mask,
             const py::object& columns, const Geometry& geometry, int64_t offset_groups,
-            int64_t image, int64_t first, uintptr_t stream) {
+            int64_t first, uintptr_t stream) {
   const Array input_array(input, "input"), offset_array(offset, "offset");
   const Array column_array(columns, "columns");
-  const DeformConvParams params = make_params(input_array, offset_array, mask, column_array,
-                                              geometry, offset_groups, image, first);
+  const DeformConvParams params =
+      make_params(input_array, offset_array, mask, column_array, geometry, offset_groups, first);
   launch_on(input_array.device(), stream, params, deform_conv_sample_cpu,
             FASTSEG_CUDA(deform_conv_sample_cuda));
 }
@@ -109,16 +108,32 @@ void set_gradients(DeformConvParams& p, const Array& input, const py::object& gr
 
 void backward(const py::object& input, const py::object& offset, const py::object& mask,
               const py::object& columns, const Geometry& geometry, int64_t offset_groups,
-              int64_t image, int64_t first, const py::object& grad_input,
-              const py::object& grad_offset, const py::object& grad_mask, const py::object& units,
-              uintptr_t stream) {
+              int64_t first, const py::object& grad_input, const py::object& grad_offset,
+              const py::object& grad_mask, const py::object& units, uintptr_t stream) {
   const Array input_array(input, "input"), offset_array(offset, "offset");
   const Array column_array(columns, "columns");
-  DeformConvParams p = make_params(input_array, offset_array, mask, column_array, geometry,
-                                   offset_groups, image, first);
+  DeformConvParams p =
+      make_params(input_array, offset_array, mask, column_array, geometry, offset_groups, first);
   set_gradients(p, input_array, grad_input, grad_offset, grad_mask, units);
   launch_on(input_array.device(), stream, p, deform_conv_backward_cpu,
             FASTSEG_CUDA(deform_conv_backward_cuda));
+}
+
+void groups(const py::object& left, const py::object& right, const py::object& sums, bool add) {
+  const Array left_array(left, "left"), right_array(right, "right"), sums_array(sums, "sums");
+  DeformConvGroupsParams p;
+  p.sums = sums_array.expect_dtype({DType::f32, DType::f64}).view<3>();
+  p.left = left_array.expect_dtype({p.sums.dtype}).expect_device(sums_array).view<3>();
+  left_array.expect_shape({p.sums.size[0], -1, p.sums.size[2]});
+  right_array.expect_shape({p.left.size[1], p.sums.size[1], p.sums.size[2]});
+  p.right = right_array.expect_dtype({p.sums.dtype}).expect_device(sums_array).view<3>();
+  FASTSEG_CHECK(sums_array.device() == kCpuDevice, "sums must be on the CPU");
+  for (const View<3>& view : {p.left, p.right, p.sums}) {
+    FASTSEG_CHECK(view.stride[2] == 1 || view.size[2] == 1, "groups must lie side by side");
+  }
+  p.add = add;
+  const py::gil_scoped_release release;
+  deform_conv_groups_cpu(p);
 }
 
 template <int N>
@@ -196,12 +211,14 @@ void gradients(const py::object& input, const py::object& offset, const py::obje
 
 void bind_deform_conv(py::module_& module) {
   module.def("deform_conv_sample", &sample, py::arg("input"), py::arg("offset"), py::arg("mask"),
-             py::arg("columns"), py::arg("geometry"), py::arg("offset_groups"), py::arg("image"),
-             py::arg("first"), py::arg("stream") = 0);
+             py::arg("columns"), py::arg("geometry"), py::arg("offset_groups"), py::arg("first"),
+             py::arg("stream") = 0);
   module.def("deform_conv_backward", &backward, py::arg("input"), py::arg("offset"),
              py::arg("mask"), py::arg("columns"), py::arg("geometry"), py::arg("offset_groups"),
-             py::arg("image"), py::arg("first"), py::arg("grad_input"), py::arg("grad_offset"),
-             py::arg("grad_mask"), py::arg("units"), py::arg("stream") = 0);
+             py::arg("first"), py::arg("grad_input"), py::arg("grad_offset"), py::arg("grad_mask"),
+             py::arg("units"), py::arg("stream") = 0);
+  module.def("deform_conv_groups", &groups, py::arg("left"), py::arg("right"), py::arg("sums"),
+             py::arg("add"));
   module.def("deform_conv_product", &product, py::arg("input"), py::arg("offset"), py::arg("mask"),
              py::arg("weights"), py::arg("bias"), py::arg("output"), py::arg("geometry"),
              py::arg("offset_groups"), py::arg("exact"), py::arg("stream") = 0);

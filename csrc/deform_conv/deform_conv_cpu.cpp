@@ -39,7 +39,7 @@ struct Cells {
   Acc weight[4];
 
   Cells(const DeformConvParams& p, const Sample<Acc>& sample, Acc mask, const T* zeros) {
-    const T* image = p.input.at<const T>(p.image);
+    const T* image = p.input.as<const T>();
     for (int k = 0; k < 4; ++k) {
       data[k] = sample.inside(k, p.input) ? image + sample.cell(k, p.input) : zeros;
       weight[k] = sample.weight(k) * mask;
@@ -54,7 +54,7 @@ void for_each_sample(const DeformConvParams& p, const F& f) {
   const int64_t bytes = taps * p.input.size[1] * sizeof(Acc);
   parallel_for(p.columns.size[1], kBytesPerTask / bytes, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const OutputPixel pixel = output_pixel(p, p.image, p.first + i);
+      const OutputPixel pixel = output_pixel(p, 0, p.first + i);
       for (int64_t group = 0; group < p.offset_groups; ++group) {
         for (int64_t tap = 0; tap < taps; ++tap) f(group, tap, pixel, i);
       }
@@ -99,9 +99,9 @@ template <class Acc>
 void scatter_channels(const DeformConvParams& p, int64_t begin, int64_t end) {
   const int64_t taps = p.kernel[0] * p.kernel[1];
   const int64_t offset_channels = p.input.size[1] / p.offset_groups;
-  Acc* image = p.grad_input.at<Acc>(p.image);
+  Acc* image = p.grad_input.as<Acc>();
   for (int64_t i = 0; i < p.columns.size[1]; ++i) {
-    const OutputPixel pixel = output_pixel(p, p.image, p.first + i);
+    const OutputPixel pixel = output_pixel(p, 0, p.first + i);
     for (int64_t c0 = begin; c0 < end;) {
       const int64_t group = c0 / offset_channels;
       const int64_t group_end = std::min(end, (group + 1) * offset_channels);
@@ -172,6 +172,77 @@ void backward(const DeformConvParams& p) {
   position_grads<T>(p);
 }
 
+// ---- Products of groups of few channels: groups in the vector lanes ----------------------------
+
+constexpr int kBlock = 4;  // rows and columns of sums that registers hold at once
+constexpr int64_t kProductsPerTask = 1 << 14;  // of whole registers
+
+// sums[i, j] (+)= left[i, k] * right[k, j] for kRows rows and kColumns columns from (row, column)
+// on, in each of the lanes from group `first` on.
+template <int kRows, int kColumns, class Acc, class Count>
+FASTSEG_HD void multiply_block(const DeformConvGroupsParams& p, int64_t row, int64_t column,
+                               int64_t first, Count lanes) {
+  Lanes<Acc> sums[kRows][kColumns] = {};
+  Acc* target = p.sums.at<Acc>(row, column, first);
+  const auto for_each_sum = [&](const auto& f) {
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kColumns; ++j) {
+        f(sums[i][j], target + i * p.sums.stride[0] + j * p.sums.stride[1]);
+      }
+    }
+  };
+  if (p.add) for_each_sum([&](auto& sum, Acc* at) { sum = load_lanes<Acc>(at, lanes, 1); });
+  const Acc* left = p.left.at<const Acc>(row, 0, first);
+  const Acc* right = p.right.at<const Acc>(0, column, first);
+  for (int64_t k = 0; k < p.right.size[0]; ++k) {
+    Lanes<Acc> factors[kColumns];
+    for (int j = 0; j < kColumns; ++j) {
+      factors[j] = load_lanes<Acc>(right + j * p.right.stride[1], lanes, 1);
+    }
+    for (int i = 0; i < kRows; ++i) {
+      const Lanes<Acc> factor = load_lanes<Acc>(left + i * p.left.stride[0], lanes, 1);
+      for (int j = 0; j < kColumns; ++j) sums[i][j] = multiply_add(factor, factors[j], sums[i][j]);
+    }
+    left += p.left.stride[1];
+    right += p.right.stride[0];
+  }
+  for_each_sum([&](auto& sum, Acc* at) { store_some<Acc>(at, sum, lanes); });
+}
+
+template <int kRows, class Acc, class Count>
+void multiply_rows(const DeformConvGroupsParams& p, int64_t row, int64_t first, Count lanes) {
+  int64_t j = 0;
+  for (; j + kBlock <= p.sums.size[1]; j += kBlock) {
+    multiply_block<kRows, kBlock, Acc>(p, row, j, first, lanes);
+  }
+  for (; j < p.sums.size[1]; ++j) multiply_block<kRows, 1, Acc>(p, row, j, first, lanes);
+}
+
+template <class Acc>
+void multiply_groups(const DeformConvGroupsParams& p) {
+  const int64_t rows = p.sums.size[0], groups = p.sums.size[2];
+  const int64_t blocks = (groups + kLanes<Acc> - 1) / kLanes<Acc>;
+  const int64_t products = std::max<int64_t>(kBlock * p.sums.size[1] * p.right.size[0], 1);
+  // Tasks are blocks of rows, and of groups within those.
+  parallel_for((rows + kBlock - 1) / kBlock * blocks, kProductsPerTask / products,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t task = begin; task < end; ++task) {
+                   const int64_t row = task / blocks * kBlock, first = task % blocks * kLanes<Acc>;
+                   const auto multiply = [&](auto lanes) {
+                     if (row + kBlock <= rows) {
+                       return multiply_rows<kBlock, Acc>(p, row, first, lanes);
+                     }
+                     for (int64_t i = row; i < rows; ++i) multiply_rows<1, Acc>(p, i, first, lanes);
+                   };
+                   if (first + kLanes<Acc> <= groups) {
+                     multiply(std::integral_constant<int, kLanes<Acc>>());
+                   } else {
+                     multiply(static_cast<int>(groups - first));
+                   }
+                 }
+               });
+}
+
 }  // namespace
 
 void deform_conv_sample_cpu(const DeformConvParams& params) {
@@ -184,8 +255,14 @@ void deform_conv_backward_cpu(const DeformConvParams& params) {
                     [&](auto zero) { backward<decltype(zero)>(params); });
 }
 
+void deform_conv_groups_cpu(const DeformConvGroupsParams& params) {
+  if (params.sums.dtype == DType::f32) return multiply_groups<float>(params);
+  multiply_groups<double>(params);
+}
+
 }  // namespace FASTSEG_ISA
 }  // namespace fastseg
 
 FASTSEG_CPU_LAUNCHER(deform_conv_sample_cpu, DeformConvParams)
 FASTSEG_CPU_LAUNCHER(deform_conv_backward_cpu, DeformConvParams)
+FASTSEG_CPU_LAUNCHER(deform_conv_groups_cpu, DeformConvGroupsParams)

@@ -37,7 +37,7 @@ __device__ OwnSample<Acc> own_sample(const DeformConvParams& p, int64_t index) {
   const int rest = static_cast<int>(index - own.item * (groups * taps));
   own.offset_group = rest / taps;
   own.tap = rest % taps;
-  own.pixel = output_pixel(p, p.image, p.first + own.item);
+  own.pixel = output_pixel(p, 0, p.first + own.item);
   own.sample = read_sample<Acc>(p, own.offset_group, own.tap, own.pixel);
   own.mask = read_mask<Acc>(p, own.offset_group, own.tap, own.pixel);
   return own;
@@ -50,7 +50,7 @@ struct Cells {
   Acc value[4][kVec];
 
   __device__ Cells(const DeformConvParams& p, const Sample<Acc>& sample, int c) {
-    const T* image = p.input.at<const T>(p.image, c);
+    const T* image = p.input.at<const T>(0, c);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       Vec<T, kVec> cell;
@@ -114,7 +114,6 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp_id();
   if (index >= samples_of(p)) return;
   const auto own = own_sample<Acc>(p, index);
-  const int64_t image = p.image * p.grad_input.stride[0];
   Acc sums[4] = {};
   for_each_vector<T, kVec>(p, own, [&](int c, T* column) {
     const auto grads = Vec<T, kVec>::load(column);
@@ -132,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
         parts[e] = weight * grad;
       }
       if (own.sample.inside(k, p.input)) {
-        add(p, image + own.sample.cell(k, p.grad_input) + c, parts);
+        add(p, own.sample.cell(k, p.grad_input) + c, parts);
       }
     }
   });

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastseg import _C, reference
+from fastseg.ops._deform_conv_call import Call, aligned
 from fastseg.ops._deform_conv_checks import check, pair_of
-from fastseg.ops._registry import LIBRARY, stream_of
-
-# Columns of a tile: on the CPU they stay in the L2 and L3 caches between kernel and product, on
-# CUDA in the L2 cache, and the product is large enough to run at full speed.
-_TILE_BYTES_CPU = 4 << 20
-_TILE_BYTES_CUDA = 24 << 20
+from fastseg.ops._deform_conv_tiles import make_tiles
+from fastseg.ops._registry import LIBRARY
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
 LIBRARY.define(
@@ -89,98 +86,6 @@ def _memory_format(input: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _allows_tf32() -> bool:
-    matmul = torch.backends.cuda.matmul
-    # torch before 2.9 has the older switch alone.
-    return (
-        matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-    )
-
-
-class _Tiles:
-    """A call's tensors as the kernels take them, and the tiles of pixels that it goes through."""
-
-    def __init__(
-        self,
-        input: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        mask: Tensor | None,
-        *pairs: Sequence[int],
-    ) -> None:
-        self.on_device = input.is_cuda or _C.build_info()["cuda_emulator"]
-        self.accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
-        self.dtype = input.dtype if self.on_device else self.accumulate  # of the products
-        # oneDNN is twice as fast as MKL, which torch.bmm calls, on processors other than Intel's.
-        self.uses_onednn = (
-            not input.is_cuda
-            and self.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
-        )
-        self.input = input.contiguous(memory_format=torch.channels_last)
-        self.offset = offset.to(self.accumulate)
-        self.mask = None if mask is None else mask.to(self.accumulate)
-        self.stream = stream_of(input)
-        self.capability = (
-            torch.cuda.get_device_capability(input.device) if input.is_cuda else (8, 0)
-        )
-        out_channels, group_channels, *kernel = weight.shape
-        self.taps = kernel[0] * kernel[1]
-        self.groups = input.shape[1] // group_channels
-        # [groups, D / groups, taps * C / groups], as columns are laid out
-        kernels = weight.reshape(self.groups, -1, group_channels, self.taps).transpose(2, 3)
-        self.kernels = kernels.reshape(self.groups, out_channels // self.groups, -1).to(self.dtype)
-        self.geometry = (kernel, *pairs)
-        self.offset_groups = offset.shape[1] // (2 * self.taps)
-
-    @property
-    def exact(self) -> bool:
-        """Whether float32 is multiplied as it is, not as TF32."""
-        return self.dtype == torch.float32 and not (_allows_tf32() and self.capability >= (8, 0))
-
-    def needs_columns(self) -> bool:
-        """Whether the kernels that keep columns in shared memory cannot take these tensors."""
-        return not (
-            self.on_device
-            and self.dtype in (torch.float32, torch.float16, torch.bfloat16)
-            and self.capability >= ((8, 0) if self.dtype == torch.bfloat16 else (7, 5))
-            and self.groups == 1
-            and self.input.shape[1] // self.offset_groups % 32 == 0
-            and self.input.shape[1:].numel() < 2**31
-            and self.input.data_ptr() % 16 == 0
-            and self.kernels.data_ptr() % 16 == 0
-        )
-
-    def __iter__(self) -> Iterator[tuple[int, slice, Tensor]]:
-        """(image, pixels, columns for them [groups, pixels, taps * C / groups], to be written)."""
-        pixels = self.offset.shape[2] * self.offset.shape[3]
-        row = self.taps * self.input.shape[1] * self.dtype.itemsize
-        tile = (_TILE_BYTES_CUDA if self.on_device else _TILE_BYTES_CPU) // row
-        tile = min(max(tile // 64 * 64, 64), pixels)
-        buffer = self.kernels.new_empty(self.groups * tile * self.kernels.shape[2])
-        for image in range(self.input.shape[0]):
-            for first in range(0, pixels, tile):
-                count = min(tile, pixels - first)
-                columns = buffer[: self.groups * count * self.kernels.shape[2]]
-                yield image, slice(first, first + count), columns.view(self.groups, count, -1)
-
-    def arguments(self, image: int, pixels: slice, columns: Tensor) -> tuple[Any, ...]:
-        """What the kernels of both directions take for a tile."""
-        tensors = (self.input, self.offset, self.mask, columns)
-        return (*tensors, self.geometry, self.offset_groups, image, pixels.start)
-
-    def product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-        """Matrix products of the groups, in `out` where that costs nothing."""
-        if self.groups == 1 and self.uses_onednn:
-            product = torch.ops.mkldnn._linear_pointwise(left[0], right[0].mT, None, "none", [], "")
-            return product[None]
-        return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
-
-    def grouped(self, maps: Tensor) -> Tensor:
-        """Maps [B, D, OH, OW] as matrices [B, groups, D / groups, pixels], without a copy."""
-        return maps.flatten(2).unflatten(1, (self.groups, -1))
-
-
 @torch.library.impl(LIBRARY, "deform_conv2d", "CPU")
 @torch.library.impl(LIBRARY, "deform_conv2d", "CUDA")
 def _forward(
@@ -194,23 +99,25 @@ def _forward(
     mask: Tensor | None,
 ) -> Tensor:
     output = _empty_output(input, offset, weight)
-    tiles = _Tiles(input, offset, weight, mask, stride, padding, dilation)
-    if not tiles.needs_columns():
-        tensors = (tiles.input, tiles.offset, tiles.mask, tiles.kernels[0], bias, output)
-        options = (tiles.geometry, tiles.offset_groups, tiles.exact, tiles.stream)
+    call = Call(input, offset, weight, mask, stride, padding, dilation)
+    if not call.needs_columns():
+        channels_last = aligned(input.contiguous(memory_format=torch.channels_last))
+        tensors = (channels_last, call.offset, call.mask, aligned(call.kernels[0]), bias, output)
+        options = (call.geometry, call.offset_groups, call.exact, call.stream)
         _C.deform_conv_product(*tensors, *options)
         return output
-    matrices = tiles.grouped(output)
-    shift = None if bias is None else bias.view(tiles.groups, -1, 1).to(tiles.dtype)
-    for image, pixels, columns in tiles:
-        _C.deform_conv_sample(*tiles.arguments(image, pixels, columns), tiles.stream)
-        target = matrices[image, :, :, pixels]
-        if target.stride(1) == 1:
-            product = tiles.product(columns, tiles.kernels.mT).mT
-        else:
-            product = tiles.product(tiles.kernels, columns.mT)
-        target.copy_(product if shift is None else product.add_(shift))
+    matrices = _grouped(output, call.groups)
+    shift = None if bias is None else bias.view(call.groups, -1, 1).to(call.dtype)
+    tiles = make_tiles(call, backward=False)
+    for tile in tiles:
+        _C.deform_conv_sample(*tile.arguments, call.stream)
+        tiles.convolve(tile.columns, shift, matrices[tile.image, :, :, tile.pixels])
     return output
+
+
+def _grouped(maps: Tensor, groups: int) -> Tensor:
+    """Maps [B, D, OH, OW] as matrices [B, groups, D / groups, pixels], without a copy."""
+    return maps.flatten(2).unflatten(1, (groups, -1))
 
 
 @torch.library.impl(LIBRARY, "deform_conv2d_backward", "CPU")
@@ -225,22 +132,23 @@ def _backward(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tiles = _Tiles(input, offset, weight, mask, stride, padding, dilation)
-    fixed_point = tiles.on_device and torch.are_deterministic_algorithms_enabled()
-    units = _units(tiles, grad_output) if fixed_point else None
+    call = Call(input, offset, weight, mask, stride, padding, dilation)
+    deterministic = call.on_device and torch.are_deterministic_algorithms_enabled()
+    units = _units(call, grad_output) if deterministic else None
     grad_input = torch.zeros_like(
-        tiles.input, dtype=torch.int64 if fixed_point else tiles.accumulate
+        input,
+        dtype=torch.int64 if deterministic else call.accumulate,
+        memory_format=torch.channels_last,
     )
-    grad_offset = torch.empty_like(tiles.offset)
-    grad_mask = None if tiles.mask is None else torch.empty_like(tiles.mask)
-    outputs = (grad_input, grad_offset, grad_mask, units)
-    if tiles.needs_columns() or weight.shape[0] * weight.itemsize % 16:
-        grad_kernels = _gradients_through_columns(tiles, grad_output, *outputs)
+    grad_offset = torch.empty_like(call.offset)
+    grad_mask = None if call.mask is None else torch.empty_like(call.mask)
+    outputs = (grad_input, grad_offset, grad_mask)
+    if call.needs_columns() or weight.shape[0] * weight.itemsize % 16:
+        grad_input, grad_weight = _gradients_through_columns(call, grad_output, *outputs, units)
     else:
-        grad_kernels = _gradients(tiles, grad_output, *outputs)
+        grad_weight = _gradients(call, grad_output, *outputs, units)
     if units is not None:
         grad_input = grad_input.double().div_(units)
-    grad_weight = grad_kernels.unflatten(2, (tiles.taps, -1)).transpose(2, 3)
     return (
         grad_input.to(input.dtype).contiguous(memory_format=_memory_format(input)),
         grad_offset.to(offset.dtype),
@@ -250,51 +158,64 @@ def _backward(
 
 
 def _gradients_through_columns(
-    tiles: _Tiles, grad_output: Tensor, *outputs: Tensor | None
-) -> Tensor:
-    """Writes the gradients of input, offset and mask, returns that of the kernels."""
-    grad_kernels = torch.zeros_like(tiles.kernels, dtype=tiles.accumulate)
-    matrices = tiles.grouped(grad_output.contiguous(memory_format=_memory_format(grad_output)))
-    for image, pixels, columns in tiles:
-        grad = matrices[image, :, :, pixels].to(tiles.dtype)
-        columns = tiles.product(grad.mT, tiles.kernels, out=columns)
-        arguments = tiles.arguments(image, pixels, columns)
-        _C.deform_conv_backward(*arguments, *outputs, tiles.stream)
-        grad_kernels += tiles.product(grad, columns)
-    return grad_kernels
+    call: Call,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor | None,
+    units: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Fills the gradients of offset and mask; returns those of input and weight.
+
+    The gradient of the input is zero at first, and channels-last.
+    """
+    tiles = make_tiles(call, backward=True)
+    grad_kernels = torch.zeros_like(tiles.kernels, dtype=call.accumulate)
+    matrices = _grouped(
+        grad_output.contiguous(memory_format=_memory_format(grad_output)), call.groups
+    )
+    for tile in tiles:
+        own = slice(tile.image, tile.image + 1)
+        grad = matrices[tile.image, :, :, tile.pixels].to(call.dtype)
+        columns = tiles.spread(grad, tile.columns)
+        inputs = (*tile.arguments[:3], columns, *tile.arguments[4:])
+        grads = (grad_input[own], grad_offset[own], None if grad_mask is None else grad_mask[own])
+        _C.deform_conv_backward(*inputs, *grads, units, call.stream)
+        tiles.add_kernels(grad, columns, grad_kernels)
+    return tiles.restored(grad_input), tiles.as_weight(grad_kernels)
 
 
-def _gradients(tiles: _Tiles, grad_output: Tensor, *outputs: Tensor | None) -> Tensor:
-    """The same without columns in memory."""
-    grads = grad_output.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
-    grads = grads if grads.data_ptr() % 16 == 0 else grads.clone()
-    kernels = tiles.kernels[0]
+def _gradients(call: Call, grad_output: Tensor, *outputs: Tensor | None) -> Tensor:
+    """The same without columns in memory; fills the gradient of the input too."""
+    kernels = call.kernels[0]
+    grads = aligned(grad_output.permute(0, 2, 3, 1).contiguous().flatten(0, 2))
     # A block sums 256 outputs x 128 columns over a share of the pixels: about 256 blocks.
     blocks = math.ceil(kernels.shape[0] / 256) * math.ceil(kernels.shape[1] / 128)
     shares = max(1, min(256 // blocks, grads.shape[0] // 512))
-    partials = kernels.new_empty((shares, *kernels.shape), dtype=tiles.accumulate)
+    partials = kernels.new_empty((shares, *kernels.shape), dtype=call.accumulate)
     _C.deform_conv_gradients(
-        *(tiles.input, tiles.offset, tiles.mask, kernels.mT.contiguous(), grads),
-        *(tiles.geometry, tiles.offset_groups, tiles.exact),
+        aligned(call.input.contiguous(memory_format=torch.channels_last)),
+        *(call.offset, call.mask, kernels.mT.contiguous(), grads),
+        *(call.geometry, call.offset_groups, call.exact),
         *outputs,
         partials,
-        tiles.stream,
+        call.stream,
     )
-    return partials.sum(0, keepdim=True)
+    return partials.sum(0).unflatten(1, (call.taps, -1)).transpose(1, 2)
 
 
-def _units(tiles: _Tiles, grad_output: Tensor) -> Tensor:
+def _units(call: Call, grad_output: Tensor) -> Tensor:
     """Fixed-point units [1] in which no sum of the input's gradient overflows 63 bits.
 
     A sample adds at most the largest possible gradient of a column. 0 when that is not finite.
     """
-    largest = tiles.kernels.abs().sum(1, dtype=tiles.accumulate).amax()
+    largest = call.kernels.abs().sum(1, dtype=call.accumulate).amax()
     largest = largest * grad_output.abs().amax()
-    if tiles.mask is not None:
-        largest = largest * tiles.mask.abs().amax()
-    samples = tiles.taps * tiles.offset.shape[2] * tiles.offset.shape[3]
+    if call.mask is not None:
+        largest = largest * call.mask.abs().amax()
+    samples = call.taps * call.offset.shape[2] * call.offset.shape[3]
     bits = 61 - math.ceil(math.log2(samples))
-    return (2.0**bits / largest.clamp(min=2.0**-60)).to(tiles.accumulate).view(1)
+    return (2.0**bits / largest.clamp(min=2.0**-60)).to(call.accumulate).view(1)
 
 
 def _empty_output(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastseg import _C, reference
-from fastseg.ops import deform_conv, deform_conv2d
+from fastseg.ops import _deform_conv_tiles, deform_conv2d
 
 GOLDEN = load_file(Path(__file__).parents[1] / "data" / "ops_deform_conv2d.safetensors")
 GEOMETRY = {  # stride, padding, dilation
@@ -60,8 +60,8 @@ def compare(
 @pytest.fixture(params=["one tile", "many tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "many tiles":
-        monkeypatch.setattr(deform_conv, "_TILE_BYTES_CPU", 1)
-        monkeypatch.setattr(deform_conv, "_TILE_BYTES_CUDA", 1)
+        for device in ("CUDA", "CPU", "CPU_BACKWARD", "IN_LANES"):
+            monkeypatch.setattr(_deform_conv_tiles, f"TILE_BYTES_{device}", 1)
 
 
 def golden_arguments(case: str) -> Arguments:
@@ -115,6 +115,58 @@ def test_matches_reference(
     }
     expected = copies(arguments, dtype=torch.float64)
     compare(actual, expected, geometry, dtype, reference.deform_conv2d)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("channels", "groups", "out_channels", "offset_groups"),
+    [(24, 24, 24, 3), (21, 21, 105, 1), (80, 20, 100, 1), (64, 8, 32, 1), (36, 9, 18, 3)],
+)
+def test_many_groups_match_reference(
+    channels: int,
+    groups: int,
+    out_channels: int,
+    offset_groups: int,
+    layout: str,
+    dtype: torch.dtype,
+    tiles: None,
+    device: torch.device,
+) -> None:
+    geometry = ((1, 1), (1, 1), (1, 1))
+    arguments = random_arguments(
+        channels=channels,
+        out_channels=out_channels,
+        size=(9, 11),
+        groups=groups,
+        offset_groups=offset_groups,
+        dtype=dtype,
+    )
+    actual = copies(arguments, device=device)
+    actual["input"] = LAYOUTS[layout](actual["input"].detach()).requires_grad_()
+    expected = copies(arguments, dtype=torch.float64)
+    compare(actual, expected, geometry, dtype, reference.deform_conv2d)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"left": torch.zeros(3, 5, 7)}, r"right must have shape \[5, 2, 7\]"),
+        ({"left": torch.zeros(2, 4, 7)}, r"left must have shape \[3, \*, 7\]"),
+        ({"right": torch.zeros(4, 2, 7).double()}, "right must be float32"),
+        ({"sums": torch.zeros(3, 2, 7).half()}, "sums must be float32 or float64, got float16"),
+        ({"sums": torch.zeros(3, 2, 14)[:, :, ::2]}, "groups must lie side by side"),
+    ],
+)
+def test_bad_groups_are_named(change: dict, message: str) -> None:
+    arguments = {
+        "left": torch.zeros(3, 4, 7),
+        "right": torch.zeros(4, 2, 7),
+        "sums": torch.zeros(3, 2, 7),
+        "add": False,
+    }
+    with pytest.raises(ValueError, match=message):
+        _C.deform_conv_groups(**(arguments | change))
 
 
 @settings(max_examples=60, deadline=None)
@@ -306,25 +358,28 @@ def test_bad_input_is_named(change: dict, message: str) -> None:
     [
         ({"columns": torch.zeros(1, 10, 71)}, r"columns must have shape \[\*, \*, 72\]"),
         ({"columns": torch.zeros(3, 10, 24)}, "groups that divide 8 channels"),
-        ({"image": 2}, r"image must be in \[0, 2\), got 2"),
+        (
+            {"input": torch.zeros(2, 8, 9, 7), "offset": torch.zeros(2, 18, 9, 7)},
+            "one image, got 2",
+        ),
         ({"first": 60}, "pixels 60 to 70 exceed the 63"),
         ({"offset_groups": 3}, "offset_groups must divide the 8 channels"),
-        ({"offset": torch.zeros(2, 18, 9, 7).double()}, "offset must be float32"),
+        ({"offset": torch.zeros(1, 18, 9, 7).double()}, "offset must be float32"),
     ],
 )
 def test_bad_tiles_are_named(change: dict, message: str) -> None:
     arguments = {
-        "input": LAYOUTS["channels_last"](torch.zeros(2, 8, 9, 7)),
-        "offset": torch.zeros(2, 18, 9, 7),
+        "input": torch.zeros(1, 8, 9, 7),
+        "offset": torch.zeros(1, 18, 9, 7),
         "mask": None,
         "columns": torch.zeros(1, 10, 72),
         "geometry": ((3, 3), (1, 1), (1, 1), (1, 1)),
         "offset_groups": 1,
-        "image": 0,
         "first": 0,
-    }
+    } | change
+    arguments["input"] = LAYOUTS["channels_last"](arguments["input"])
     with pytest.raises(ValueError, match=message):
-        _C.deform_conv_sample(**(arguments | change))
+        _C.deform_conv_sample(**arguments)
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
@@ -383,4 +438,4 @@ def test_autocast_computes_like_a_convolution(compiled: bool, device: torch.devi
 
 
 def test_cpu_variants(run_on_cpu_variant: Callable[..., None]) -> None:
-    run_on_cpu_variant(__file__, "stored or matches_reference or infinite")
+    run_on_cpu_variant(__file__, "stored or matches_reference or many_groups or infinite")

@@ -17,7 +17,7 @@ from deform_conv_arguments import (
 )
 
 from fastseg import _C, reference
-from fastseg.ops import deform_conv, deform_conv2d
+from fastseg.ops import _deform_conv_call, _deform_conv_tiles, deform_conv2d
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def deterministic() -> Iterator[None]:
 
 @pytest.fixture
 def without_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    def columns(tiles: deform_conv._Tiles) -> None:
+    def columns(tiles: _deform_conv_tiles.Tiles) -> None:
         raise AssertionError("columns in memory")
 
-    monkeypatch.setattr(deform_conv._Tiles, "__iter__", columns)
+    monkeypatch.setattr(_deform_conv_tiles.Tiles, "__iter__", columns)
 
 
 def skip_unless_on_device(device: torch.device) -> None:
@@ -45,7 +45,7 @@ def test_tf32_obeys_the_switch_of_torch(switch: bool) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if switch else "highest")
     try:
-        assert deform_conv._allows_tf32() is switch
+        assert _deform_conv_call._allows_tf32() is switch
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -74,7 +74,7 @@ def test_columns_in_shared_memory(
 ) -> None:
     layout, channels, out_channels, offset_groups, kernel, size = SHAPES[case]
     skip_unless_on_device(device)
-    monkeypatch.setattr(deform_conv, "_allows_tf32", lambda: arithmetic == "tf32")
+    monkeypatch.setattr(_deform_conv_call, "_allows_tf32", lambda: arithmetic == "tf32")
     dtype = getattr(torch, arithmetic, torch.float32)
     geometry = ((1, 1), (1, 1), (1, 1))
     arguments = random_arguments(

@@ -1,0 +1,168 @@
+"""Deformable convolution through columns in memory: tiles of pixels, and products of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastseg import _C
+from fastseg.ops._deform_conv_call import Call
+
+# Columns of a tile: on CUDA they stay in the L2 cache, and the product is large enough to run at
+# full speed. On the CPU they stay in the L2 and L3 caches between kernel and product; backward a
+# tile costs a pass over the weights' gradient too, and groups in vector lanes are at full speed at
+# any size.
+TILE_BYTES_CUDA = 24 << 20
+TILE_BYTES_CPU = 3 << 20
+TILE_BYTES_CPU_BACKWARD = 8 << 20
+TILE_BYTES_IN_LANES = 1 << 18
+
+# Groups of so few channels are multiplied in the vector lanes on the CPU, if there are so many.
+_LANE_CHANNELS = 8
+_LANE_GROUPS = 8
+
+# On processors other than Intel's, oneDNN is twice as fast as MKL, which torch.bmm calls, but takes
+# 10 us to begin.
+_ONEDNN_PRODUCTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Output pixels of an image, and their columns [groups, pixels, taps * C / groups]."""
+
+    image: int
+    pixels: slice
+    columns: Tensor
+    arguments: tuple[Any, ...]  # that the kernels of both directions begin with
+
+
+def make_tiles(call: Call, *, backward: bool) -> Tiles:
+    """The kind of tiles that is fastest for a call."""
+    if call.on_device:
+        return Tiles(call, TILE_BYTES_CUDA)
+    few = call.channels // call.groups <= _LANE_CHANNELS and call.groups >= _LANE_GROUPS
+    if few and (call.groups == call.channels or call.offset_groups == 1):
+        return LaneTiles(call, TILE_BYTES_IN_LANES)
+    return Tiles(call, TILE_BYTES_CPU_BACKWARD if backward else TILE_BYTES_CPU)
+
+
+class Tiles:
+    """A call's output pixels, tile by tile; torch multiplies the columns, group by group.
+
+    Maps are handed over as matrices [groups, D / groups, pixels], whatever their strides.
+    """
+
+    def __init__(self, call: Call, tile_bytes: int) -> None:
+        self.call = call
+        self.kernels = call.kernels
+        row = call.taps * call.channels * call.dtype.itemsize
+        self.tile = min(max(tile_bytes // row // 64 * 64, 64), call.pixels)
+        self.uses_onednn = (
+            call.groups == 1
+            and call.offset.device.type == "cpu"
+            and call.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+        )
+
+    def __iter__(self) -> Iterator[Tile]:
+        call = self.call
+        buffer = self.kernels.new_empty(self.tile * call.taps * call.channels)
+        for image in range(call.input.shape[0]):
+            yield from self._tiles_of(image, buffer)
+
+    def _tiles_of(self, image: int, buffer: Tensor) -> Iterator[Tile]:
+        call, own = self.call, slice(image, image + 1)
+        mask = None if call.mask is None else call.mask[own]
+        tensors = (self.ordered(call.input[own]), call.offset[own], mask)
+        for first in range(0, call.pixels, self.tile):
+            pixels = slice(first, min(first + self.tile, call.pixels))
+            columns = self.columns(buffer, pixels.stop - first)
+            arguments = (*tensors, columns, call.geometry, call.offset_groups, first)
+            yield Tile(image, pixels, columns, arguments)
+
+    def ordered(self, maps: Tensor) -> Tensor:
+        """Maps [B, C, H, W], channels-last and in the order that columns have."""
+        return maps.contiguous(memory_format=torch.channels_last)
+
+    def restored(self, maps: Tensor) -> Tensor:
+        """Maps in the input's order again."""
+        return maps
+
+    def columns(self, buffer: Tensor, pixels: int) -> Tensor:
+        count = pixels * self.call.taps * self.call.channels
+        return buffer[:count].view(self.call.groups, pixels, -1)
+
+    def convolve(self, columns: Tensor, bias: Tensor | None, target: Tensor) -> None:
+        """Writes the outputs of a tile to `target`."""
+        if target.stride(1) == 1:
+            product = self._product(columns, self.kernels.mT).mT
+        else:
+            product = self._product(self.kernels, columns.mT)
+        target.copy_(product if bias is None else product.add_(bias))
+
+    def spread(self, grad: Tensor, columns: Tensor) -> Tensor:
+        """The gradients of columns, in the columns' memory where that costs nothing."""
+        return self._product(grad.mT, self.kernels, out=columns)
+
+    def add_kernels(self, grad: Tensor, columns: Tensor, sums: Tensor) -> None:
+        """Adds to the gradients of the kernels."""
+        sums += self._product(grad, columns)
+
+    def as_weight(self, kernels: Tensor) -> Tensor:
+        """Kernels [groups, D / groups, taps * C / groups] in the order of the op's weight."""
+        return kernels.unflatten(2, (self.call.taps, -1)).transpose(2, 3)
+
+    def _product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+        if self.uses_onednn and left.numel() * right.shape[2] >= _ONEDNN_PRODUCTS:
+            product = torch.ops.mkldnn._linear_pointwise(left[0], right[0].mT, None, "none", [], "")
+            return product[None]
+        return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
+
+
+class LaneTiles(Tiles):
+    """Tiles for many groups of few channels: groups lie side by side, all are multiplied at once.
+
+    A pixel's columns are [taps * C / groups, groups], its outputs [D / groups, groups].
+    """
+
+    def __init__(self, call: Call, tile_bytes: int) -> None:
+        super().__init__(call, tile_bytes)
+        self.kernels = call.kernels.permute(2, 1, 0).contiguous()
+
+    def ordered(self, maps: Tensor) -> Tensor:
+        if self.call.groups < self.call.channels:
+            maps = maps.unflatten(1, (self.call.groups, -1)).transpose(1, 2).flatten(1, 2)
+        return super().ordered(maps)
+
+    def restored(self, maps: Tensor) -> Tensor:
+        return maps.unflatten(1, (-1, self.call.groups)).transpose(1, 2).flatten(1, 2)
+
+    def columns(self, buffer: Tensor, pixels: int) -> Tensor:
+        count = pixels * self.call.taps * self.call.channels
+        return buffer[:count].view(1, pixels, -1)
+
+    def convolve(self, columns: Tensor, bias: Tensor | None, target: Tensor) -> None:
+        product = columns.new_empty((columns.shape[1], *self.kernels.shape[1:]))
+        _C.deform_conv_groups(self._by_group(columns), self.kernels, product, add=False)
+        product = product.permute(2, 1, 0)
+        target.copy_(product if bias is None else product.add_(bias))
+
+    def spread(self, grad: Tensor, columns: Tensor) -> Tensor:
+        kernels = self.kernels.transpose(0, 1)
+        grad = grad.permute(2, 1, 0).contiguous()
+        _C.deform_conv_groups(grad, kernels, self._by_group(columns), add=False)
+        return columns
+
+    def add_kernels(self, grad: Tensor, columns: Tensor, sums: Tensor) -> None:
+        left = self._by_group(columns).transpose(0, 1)
+        _C.deform_conv_groups(left, grad.permute(2, 1, 0).contiguous(), sums, add=True)
+
+    def as_weight(self, kernels: Tensor) -> Tensor:
+        return super().as_weight(kernels.permute(2, 1, 0))
+
+    def _by_group(self, columns: Tensor) -> Tensor:
+        return columns.view(columns.shape[1], -1, self.call.groups)
