@@ -33,13 +33,6 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ORIGINAL_MASK2FORMER,
         ("sem_seg_head.", "sem_seg_head.predictor.transformer_cross_attention_layers."),
     ),
-    (
-        "MaskFormer with a transformer in its pixel decoder",
-        (
-            "sem_seg_head.pixel_decoder.transformer.encoder.",
-            "sem_seg_head.predictor.transformer.decoder.",
-        ),
-    ),
     (ORIGINAL_MASKFORMER, ("sem_seg_head.predictor.transformer.decoder.",)),
     ("Mask DINO", ("sem_seg_head.predictor.decoder.",)),
     ("another model of detectron2 with a sem_seg_head", ("sem_seg_head.",)),
@@ -64,10 +57,6 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (ORIGINAL_SOLO, ("bbox_head.dsolo_cate.", "bbox_head.dsolo_ins_list_x.")),
     (ADELAIDET_SOLOV2, ("ins_head.kernel_tower.", "mask_head.convs_all_levels.")),
     (MMDETECTION_MASK2FORMER, ("panoptic_head.pixel_decoder.", "panoptic_head.query_feat.")),
-    (
-        "mmdetection MaskFormer with a transformer in its pixel decoder",
-        ("panoptic_head.pixel_decoder.encoder.",),
-    ),
     (MMDETECTION_MASKFORMER, ("panoptic_head.pixel_decoder.",)),
     ("mmsegmentation Mask2Former", ("decode_head.pixel_decoder.", "decode_head.query_feat.")),
     ("DETR with masks", ("bbox_attention.", "mask_head.")),

@@ -32,6 +32,7 @@ from fastseg.checkpoints.formats import (
 )
 from fastseg.checkpoints.keys import Keys, renamed, resnet, with_joined_rows
 from fastseg.layers.base_pixel_decoder import BasePixelDecoder
+from fastseg.layers.encoder_pixel_decoder import TransformerEncoderPixelDecoder
 from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder
 from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder
 from fastseg.layers.transformer_decoder import TransformerDecoder
@@ -206,14 +207,26 @@ def mask2former_decoders(
 def maskformer_decoders(keys: Keys, in_channels: Sequence[int], num_heads: int) -> dict[str, Any]:
     """Pixel decoder and decoder of MaskFormer, as arguments of the model."""
     mask_channels = keys.size("pixel_decoder.mask_features.weight", 0, default=256)
-    pixel_decoder = BasePixelDecoder(
-        in_channels=in_channels,
-        channels=keys.size("pixel_decoder.mask_features.weight", 1, default=256),
-        mask_channels=mask_channels,
-    )
+    sizes: dict[str, Any] = {
+        "in_channels": in_channels,
+        "channels": keys.size("pixel_decoder.mask_features.weight", 1, default=256),
+        "mask_channels": mask_channels,
+    }
+    level_channels = in_channels[-1]
+    pixel_decoder = BasePixelDecoder(**sizes)
+    if keys.any("pixel_decoder.layers."):
+        # The decoder looks at the encoder's result unless it projects what only the backbone has.
+        level_channels = keys.size("decoder.input_projection.weight", 1, default=sizes["channels"])
+        pixel_decoder = TransformerEncoderPixelDecoder(
+            **sizes,
+            num_heads=num_heads,
+            num_layers=keys.count(r"pixel_decoder\.layers\.(\d+)\."),
+            ffn_channels=keys.size("pixel_decoder.layers.0.linear1.weight", 0, default=2048),
+            returns_encoded=level_channels == sizes["channels"],
+        )
     decoder = TransformerDecoder(
         num_classes=keys.size("decoder.class_predictor.weight", 0, default=81) - 1,
-        in_channels=in_channels[-1],
+        in_channels=level_channels,
         num_queries=keys.size("decoder.query_embed.weight", 0, default=100),
         channels=keys.size("decoder.query_embed.weight", 1, default=256),
         mask_channels=mask_channels,

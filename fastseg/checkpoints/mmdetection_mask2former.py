@@ -43,7 +43,16 @@ RULES = (
     *PREDICTIONS,
 )
 MASKFORMER_RULES = (
-    (PIXEL_DECODER + r"last_feat_conv\.", "panoptic_head.pixel_decoder.output_convs.3."),
+    # Of the stage at stride 32, without and with an encoder on it.
+    (
+        PIXEL_DECODER + r"(?:last_feat_conv|encoder_out_proj)\.",
+        "panoptic_head.pixel_decoder.output_convs.3.",
+    ),
+    (PIXEL_DECODER + r"encoder_in_proj\.", "pixel_decoder.input_projection."),
+    (PIXEL_DECODER + r"encoder\.layers\.", "pixel_decoder.layers."),
+    (r"^(pixel_decoder\.layers\.\d+)\.(?:attentions\.0|self_attn)\.attn\.", r"\1.self_attn."),
+    (r"^(pixel_decoder\.layers\.\d+)\.norms\.0\.", r"\1.norm1."),
+    (r"^(pixel_decoder\.layers\.\d+)\.norms\.1\.", r"\1.norm2."),
     (PIXEL_DECODER + r"lateral_convs\.(\d+)\.conv\.", r"pixel_decoder.lateral.\1.0."),
     (PIXEL_DECODER + r"lateral_convs\.(\d+)\.gn\.", r"pixel_decoder.lateral.\1.1."),
     (PIXEL_DECODER + r"output_convs\.(\d+)\.conv\.", r"pixel_decoder.output.\1.0."),

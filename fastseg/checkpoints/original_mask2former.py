@@ -48,6 +48,8 @@ MASKFORMER_RULES = (
             (PIXEL_DECODER + rf"layer_{i + 1}\.", f"pixel_decoder.output.{i}.0."),
         )
     ),
+    (PIXEL_DECODER + r"transformer\.encoder\.", "pixel_decoder."),
+    (PIXEL_DECODER + r"input_proj\.", "pixel_decoder.input_projection."),
     (PIXEL_DECODER, "pixel_decoder."),
     (DECODER + r"transformer\.decoder\.", "decoder."),
     (r"^(decoder\.layers\.\d+)\.multihead_attn\.", r"\1.cross_attn."),

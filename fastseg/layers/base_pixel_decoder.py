@@ -53,8 +53,13 @@ class BasePixelDecoder(nn.Module):
             The last stage alone, which the transformer decoder looks at, and the mask features
             [B, C_mask, H / 4, W / 4].
         """
-        x = self.output[-1](stages[-1])
+        return [stages[-1]], self.pyramid(stages[:-1], stages[-1])
+
+    def pyramid(self, stages: Sequence[Tensor], coarsest: Tensor) -> Tensor:
+        """The mask features from the stages at strides 4, 8 and 16 and features at stride 32."""
+        x = self.output[-1](coarsest)
         for i in reversed(range(len(self.lateral))):
             up = F.interpolate(x, size=stages[i].shape[2:], mode="nearest")
             x = self.output[i](self.lateral[i](stages[i]) + up)
-        return [stages[-1]], self.mask_features(x)
+        y: Tensor = self.mask_features(x)
+        return y

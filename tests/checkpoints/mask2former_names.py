@@ -165,6 +165,8 @@ MASKFORMER_ORIGINAL = [
     *((rf"^pixel_decoder\.output\.{i}\.", f"pixel_decoder.layer_{i + 1}.") for i in range(4)),
     (r"^(pixel_decoder\.(?:adapter|layer)_\d)\.0\.", r"\1."),
     (r"^(pixel_decoder\.(?:adapter|layer)_\d)\.1\.", r"\1.norm."),
+    (r"^pixel_decoder\.layers\.", "pixel_decoder.transformer.encoder.layers."),
+    (r"^pixel_decoder\.input_projection\.", "pixel_decoder.input_proj."),
     (r"^pixel_decoder\.", "sem_seg_head.pixel_decoder."),
     (r"^(decoder\.layers.*)\.norm\.", r"\1.norm3."),
     (r"^(decoder\.layers.*)\.cross_norm\.", r"\1.norm2."),
@@ -178,6 +180,11 @@ MASKFORMER_ORIGINAL = [
 ]
 MASKFORMER_MMDETECTION = [
     *SWIN_OF_MMDETECTION,
+    (r"^(pixel_decoder\.layers.*)\.norm1\.", r"\1.norms.0."),
+    (r"^(pixel_decoder\.layers.*)\.norm2\.", r"\1.norms.1."),
+    (r"^((?:pixel_)?decoder\.layers.*_attn)\.", r"\1.attn."),
+    (r"^pixel_decoder\.layers\.", "pixel_decoder.encoder.layers."),
+    (r"^pixel_decoder\.input_projection\.", "pixel_decoder.encoder_in_proj."),
     (r"^pixel_decoder\.output\.3\.", "pixel_decoder.last_feat_conv."),
     (r"^pixel_decoder\.(lateral|output)\.", r"pixel_decoder.\1_convs."),
     (r"^(pixel_decoder\.(?:.*_convs\.\d|last_feat_conv))\.0\.", r"\1.conv."),
@@ -187,7 +194,6 @@ MASKFORMER_MMDETECTION = [
     (r"^(decoder\.layers.*)\.self_norm\.", r"\1.norms.0."),
     (r"^(decoder\.layers.*)\.cross_norm\.", r"\1.norms.1."),
     (r"^(decoder\.layers.*)\.norm\.", r"\1.norms.2."),
-    (r"^(decoder\.layers.*_attn)\.", r"\1.attn."),
     (r"\.linear1\.", ".ffn.layers.0.0."),
     (r"\.linear2\.", ".ffn.layers.1."),
     (r"^decoder\.layers\.", "panoptic_head.transformer_decoder.layers."),
@@ -200,6 +206,7 @@ MASKFORMER_MMDETECTION = [
 ]
 MASKFORMER_MMDETECTION_2 = [
     *MASKFORMER_MMDETECTION,
+    (r"(pixel_decoder.*)\.self_attn\.", r"\1.attentions.0."),
     (r"(transformer_decoder.*)\.self_attn\.", r"\1.attentions.0."),
     (r"(transformer_decoder.*)\.cross_attn\.", r"\1.attentions.1."),
     (r"^(panoptic_head.*)\.ffn\.layers\.", r"\1.ffns.0.layers."),

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastseg import load_model
+from fastseg import load_model, models
 from fastseg.layers.mask_classification import MaskPredictions
+from fastseg.models import Mask2Former
 
 STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 SWIN = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
@@ -109,7 +110,7 @@ def test_folder_that_transformers_saves(tmp_path, kind, backbone):
     ],
 )
 def test_swin_of_mmdetection(config):
-    """ResNet-50: see tests/models/test_mask2former_mmdetection.py."""
+    """Mask2Former on ResNet-50: see tests/models/test_mask2former_mmdetection.py."""
     peer = mmdetection_peer.mmdet_model(
         config,
         backbone__embed_dims=24,
@@ -126,6 +127,22 @@ def test_swin_of_mmdetection(config):
         "rug-merged",
         80,
     )
+    assert_same_layers(peer, model)
+
+
+def test_maskformer_with_an_encoder_of_mmdetection():
+    """ResNet-50 for COCO, whose pixel decoder has a transformer."""
+    peer = mmdetection_peer.mmdet_model("maskformer/maskformer_r50_ms-16xb1-75e_coco")
+    with torch.no_grad():  # attention that is not alike everywhere, and opinions
+        for name, tensor in peer.panoptic_head.named_parameters():
+            if tensor.dim() == 2 and "query_embed" not in name:
+                tensor.normal_(std=(1.5 / tensor.shape[1]) ** 0.5)
+    model = load_model(peer.state_dict())
+    assert str(model) == str(models.maskformer_resnet50(num_classes=133))
+    assert_same_layers(peer, model)
+
+
+def assert_same_layers(peer: nn.Module, model: Mask2Former) -> None:
     pixels = torch.randn(2, 3, 96, 128)
     samples = mmdetection_peer.samples_of(pixels, [(96, 128)] * 2)
     with torch.inference_mode(), warnings.catch_warnings():

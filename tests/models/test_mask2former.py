@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastseg import Predictor, models
 from fastseg.backbones import SwinTransformer, resnet18
 from fastseg.layers.base_pixel_decoder import BasePixelDecoder
+from fastseg.layers.encoder_pixel_decoder import TransformerEncoderPixelDecoder
 from fastseg.layers.mask_classification import MaskClassifier, MaskPredictions
 from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder
 from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder, pixel_centers
@@ -35,9 +36,16 @@ def small_model(kind: str, **options) -> Mask2Former:
     decoder: MaskClassifier
     if kind.startswith("maskformer"):
         model_class: type[Mask2Former] = MaskFormer
-        pixel_decoder = BasePixelDecoder(in_channels=backbone.out_channels, **widths)
+        in_channels = backbone.out_channels
+        pixel_decoder = BasePixelDecoder(in_channels=in_channels, **widths)
+        level_channels = in_channels[-1]
+        if kind.endswith("resnet"):
+            pixel_decoder = TransformerEncoderPixelDecoder(
+                in_channels=in_channels, num_heads=4, num_layers=2, ffn_channels=96, **widths
+            )
+            level_channels = widths["channels"]
         decoder = TransformerDecoder(
-            in_channels=backbone.out_channels[-1], num_layers=2, ffn_channels=96, **sizes
+            in_channels=level_channels, num_layers=2, ffn_channels=96, **sizes
         )
     else:
         model_class = Mask2Former
@@ -116,7 +124,8 @@ def test_parameters_number_as_the_papers():
         ("mask2former_swin_s", 69),
         ("mask2former_swin_b", 107),
         ("mask2former_swin_l", 216),
-        ("maskformer_resnet50", 41),
+        ("maskformer_resnet50", 45),
+        ("maskformer_resnet101", 64),
         ("maskformer_swin_t", 42),
         ("maskformer_swin_b", 102),
     ):
