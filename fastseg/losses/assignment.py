@@ -112,8 +112,11 @@ def check_shapes(
                 f"targets[{i}] must have labels [N] and masks [N, h, w], got shapes "
                 f"{tuple(target.labels.shape)} and {tuple(target.masks.shape)}"
             )
-        if target.masks.dtype != torch.bool:
-            raise ValueError(f"targets[{i}] must have bool masks, got {target.masks.dtype}")
+        if target.masks.dtype != torch.bool or target.masks.device != mask_logits.device:
+            raise ValueError(
+                f"targets[{i}] must have bool masks on {mask_logits.device}, got "
+                f"{target.masks.dtype} on {target.masks.device}"
+            )
         if target.masks.shape[1] > size[0] or target.masks.shape[2] > size[1]:
             raise ValueError(
                 f"targets[{i}] must have masks no larger than the padded image, {tuple(size)}, "

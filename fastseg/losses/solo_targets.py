@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,21 @@ class InstanceTargets:
     boxes: Tensor
     labels: Tensor
     masks: Tensor
+
+    def resized(self, size: tuple[int, int]) -> InstanceTargets:
+        """The instances of the image after it is resized, as by a model's ``preprocess``.
+
+        Args:
+            size: new (height, width); its pixels are inside a mask where the nearest old ones are.
+        """
+        if len(self.labels) == 0:
+            return replace(self, masks=self.masks.new_zeros(0, *size))
+        masks, (height, width) = self.masks, self.masks.shape[1:]
+        for dim, old, new in ((1, height, size[0]), (2, width, size[1])):
+            centers = torch.arange(new, device=masks.device) + 0.5
+            masks = masks.index_select(dim, (centers * (old / new)).long())
+        scale = (size[1] / width, size[0] / height)
+        return replace(self, boxes=self.boxes * self.boxes.new_tensor(2 * scale), masks=masks)
 
 
 @dataclass(frozen=True)

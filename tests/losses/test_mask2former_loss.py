@@ -227,6 +227,21 @@ def test_images_without_instances(size: tuple[int, int]) -> None:
             assert per_image.tolist() == [truth is some, False, truth is some]
 
 
+def test_order_of_instances_is_free() -> None:
+    predictions, targets = random_predictions(), random_targets((4, 6, 5))
+    torch.manual_seed(5)
+    expected = LOSS(predictions, targets, PADDED)
+    orders = [torch.randperm(len(one.labels)) for one in targets]
+    shuffled = [
+        InstanceTargets(one.boxes, one.labels[order], one.masks[order])
+        for one, order in zip(targets, orders, strict=True)
+    ]
+    torch.manual_seed(5)
+    losses = LOSS(predictions, shuffled, PADDED)
+    for name, value in losses.named().items():
+        torch.testing.assert_close(value, expected.named()[name], rtol=1e-6, atol=0)
+
+
 def test_an_empty_mask_counts() -> None:
     predictions, targets = random_predictions(), random_targets((4, 6, 5))
     targets[1].masks[2] = False
@@ -256,6 +271,12 @@ def test_wrong_input() -> None:
         LOSS(predictions, targets[:2], PADDED)
     with pytest.raises(ValueError, match=r"targets\[1\] must have masks no larger.*\(48, 64\)"):
         LOSS(predictions, targets, (40, 64))
+    for wrong in (targets[1].masks.byte(), targets[1].masks.to("meta")):
+        others = [targets[0], replace(targets[1], masks=wrong), targets[2]]
+        with pytest.raises(
+            ValueError, match=r"targets\[1\] must have bool masks on cpu, got torch"
+        ):
+            LOSS(predictions, others, PADDED)
     fewer = replace(predictions[1], mask_logits=predictions[1].mask_logits[:, 1:])
     with pytest.raises(ValueError, match=r"must agree in images and queries"):
         LOSS([predictions[0], fewer], targets, PADDED)

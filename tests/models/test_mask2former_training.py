@@ -1,4 +1,4 @@
-"""Training of Mask2Former: gradients of the whole model, and a step that teaches it something.
+"""Training: gradients of the whole Mask2Former, and steps that teach the models something.
 
 FASTSEG_GOLDEN=FOLDER: gradients against the complete stored ones of Mask2Former's repository, with
 weights, in its folder mask2former_official.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import mask2former_training as golden
@@ -21,10 +22,15 @@ from fastseg import load_model
 from fastseg.backbones import resnet18
 from fastseg.checkpoints import detectron2_resnet, original_mask2former
 from fastseg.checkpoints.keys import renamed
+from fastseg.layers.base_pixel_decoder import BasePixelDecoder
+from fastseg.layers.fpn import BackboneWithFPN, FeaturePyramidNetwork
 from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder
 from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder
-from fastseg.losses import InstanceTargets, Mask2FormerLoss
-from fastseg.models import Mask2Former
+from fastseg.layers.solov2_head import MaskFeatureHead, SOLOv2Head
+from fastseg.layers.transformer_decoder import TransformerDecoder
+from fastseg.losses import InstanceTargets, Mask2FormerLoss, MaskFormerLoss, SOLOLoss
+from fastseg.losses.solo import LIGHT_SCALE_RANGES
+from fastseg.models import SOLO, Mask2Former, MaskFormer
 
 pytest.importorskip("scipy", reason="it solves the assignment")
 
@@ -86,6 +92,75 @@ def test_learns_an_image() -> None:
     for label, truth in zip(targets.labels, targets.masks, strict=True):
         (mask,) = masks[labels == label]
         assert (mask & truth).sum() / (mask | truth).sum() > 0.85
+
+
+def maskformer() -> MaskFormer:
+    backbone = resnet18()
+    widths = {"channels": 32, "mask_channels": 32}
+    return MaskFormer(
+        backbone=backbone,
+        pixel_decoder=BasePixelDecoder(in_channels=backbone.out_channels, **widths),
+        decoder=TransformerDecoder(
+            in_channels=backbone.out_channels[-1],
+            num_classes=3,
+            num_queries=8,
+            num_heads=4,
+            num_layers=2,
+            ffn_channels=64,
+            **widths,
+        ),
+    )
+
+
+def solov2() -> SOLO:
+    body = resnet18()
+    fpn = FeaturePyramidNetwork(in_channels=body.out_channels, out_channels=32)
+    features = MaskFeatureHead(in_channels=32, channels=32, out_channels=32)
+    head = SOLOv2Head(
+        in_channels=32,
+        num_classes=3,
+        channels=32,
+        conv_layers=(torch.nn.Conv2d,) * 2,
+        mask_features=features,
+    )
+    return SOLO(backbone=BackboneWithFPN(body=body, fpn=fpn), head=head)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"), [("mask2former", 1e-3), ("maskformer", 1e-3), ("solov2", 1e-3)]
+)
+def test_steps_as_documented(kind: str, rate: float) -> None:
+    """From images of two sizes, with instances and without, to a loss that falls."""
+    torch.manual_seed(0)
+    model = {"mask2former": small_model, "maskformer": maskformer, "solov2": solov2}[kind]()
+    model.transform = replace(model.transform, min_size=64, max_size=96)
+    model.train()
+    pixels, truth = image_with_two_instances()
+    images = [pixels[0].sigmoid(), torch.rand(3, 50, 70)]
+    nothing = InstanceTargets(torch.zeros(0, 4), truth.labels[:0], torch.zeros(0, 50, 70).bool())
+    truth = replace(truth, boxes=torch.tensor([[7.0, 13, 26, 40], [30, 26, 58, 54]]))
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    totals = []
+    for _ in range(6):
+        batch = model.preprocess(images)
+        padded = (batch.pixels.shape[2], batch.pixels.shape[3])
+        targets = [
+            one.resized(tuple(own))
+            for one, own in zip([truth, nothing], batch.sizes.tolist(), strict=True)
+        ]
+        if kind == "solov2":
+            loss = SOLOLoss(scale_ranges=LIGHT_SCALE_RANGES)
+            found = loss(model.head, model.predict_grids(batch.pixels), targets, padded)
+            total = found.classes + found.masks
+        else:
+            loss = Mask2FormerLoss() if kind == "mask2former" else MaskFormerLoss()
+            total = loss(model.predict_layers(batch.pixels), targets, padded).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert totals[-1] < 0.9 * totals[0]
 
 
 def test_same_seed_same_training() -> None:
