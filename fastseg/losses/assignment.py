@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastseg.layers.mask_classification import MaskPredictions
-from fastseg.losses.solo_targets import InstanceTargets
+from fastseg.losses.instance_targets import InstanceTargets
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from fastseg import ops
 from fastseg.layers.mask_classification import MaskPredictions
 from fastseg.losses.assignment import Matches, check_layers
+from fastseg.losses.instance_targets import InstanceTargets
 from fastseg.losses.mask_matching import match_instances, sample_masks
 from fastseg.losses.set_losses import MaskLosses, dice_loss, set_losses
-from fastseg.losses.solo_targets import InstanceTargets
 
 Draws = tuple[Tensor, Tensor]  # as `ops.sample_uncertain_points` takes them
 

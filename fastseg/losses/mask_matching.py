@@ -17,7 +17,7 @@ from fastseg.losses.assignment import (
     check_values,
     raise_for_values,
 )
-from fastseg.losses.solo_targets import InstanceTargets
+from fastseg.losses.instance_targets import InstanceTargets
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fastseg.layers.mask_classification import MaskPredictions
 from fastseg.losses.assignment import assign, check_layers
+from fastseg.losses.instance_targets import InstanceTargets
 from fastseg.losses.set_losses import MaskLosses, dice_loss, set_losses
-from fastseg.losses.solo_targets import InstanceTargets
 
 FOCAL_ALPHA = 0.25
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fastseg.layers.mask_classification import MaskPredictions
 from fastseg.losses.assignment import Matches
-from fastseg.losses.solo_targets import InstanceTargets
+from fastseg.losses.instance_targets import InstanceTargets
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastseg.layers.grid_heads import GridHead
-from fastseg.losses.solo_targets import InstanceTargets, LevelTargets, grid_targets, shrink_masks
+from fastseg.losses.instance_targets import InstanceTargets
+from fastseg.losses.solo_targets import LevelTargets, grid_targets, shrink_masks
 
 SCALE_RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
 LIGHT_SCALE_RANGES = ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896))

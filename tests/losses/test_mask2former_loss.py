@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -357,6 +358,12 @@ def test_last_layer_alone() -> None:
     assert last.keys() == {"loss_ce", "loss_mask", "loss_dice"}
     assert both.keys() == last.keys() | {f"{name}_0" for name in last}
     assert all(torch.equal(value, both[name]) for name, value in last.items())
+
+
+def test_asks_for_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ImportError, match=r"needs SciPy: pip install 'fastseg\[train\]'"):
+        LOSS(random_predictions(), random_targets((4, 6, 5)), PADDED)
 
 
 PROCESS = """
