@@ -1,4 +1,4 @@
-"""mmdetection's models of the SOLO family with random but well-behaved weights.
+"""Models of mmdetection and mmsegmentation with random but well-behaved weights.
 
 mmdetection runs here without its compiled operators: mmcv-lite has none, and torchvision's
 deformable convolution takes the place of mmcv's.
@@ -69,12 +69,26 @@ def mmdet_model(config: str, seed: int = 0, **changes: Any) -> nn.Module:
         seed: of the weights.
         **changes: overrides of the configuration, keyed by dotted path with "__" for ".".
     """
-    mmdet = import_mmdet()
+    return _model(import_mmdet(), config, seed, changes)
+
+
+def mmseg_model(config: str, seed: int = 0, **changes: Any) -> nn.Module:
+    """A model of mmsegmentation's zoo; arguments as of ``mmdet_model``."""
+    import_mmdet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mmseg = pytest.importorskip("mmseg", reason="mmsegmentation is the peer compared with")
+        importlib.import_module("mmseg.models")
+    return _model(mmseg, config, seed, changes)
+
+
+def _model(peer: types.ModuleType, config: str, seed: int, changes: dict[str, Any]) -> nn.Module:
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
-    init_default_scope("mmdet")
-    configs = Path(mmdet.__file__).parent / ".mim" / "configs"
+    init_default_scope(peer.__name__)
+    configs = Path(peer.__file__).parent / ".mim" / "configs"
+    registry = importlib.import_module(f"{peer.__name__}.registry")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = Config.fromfile(configs / f"{config}.py")
@@ -83,7 +97,7 @@ def mmdet_model(config: str, seed: int = 0, **changes: Any) -> nn.Module:
             {"model." + key.replace("__", "."): value for key, value in changes.items()}
         )
         torch.manual_seed(seed)
-        model = mmdet.registry.MODELS.build(loaded.model)
+        model = registry.MODELS.build(loaded.model)
     randomise(model)
     return model.eval()
 

@@ -17,6 +17,8 @@ FASTSEG_MASKFORMER = "fastseg MaskFormer"
 ORIGINAL_MASKFORMER = "the original MaskFormer"
 TRANSFORMERS_MASKFORMER = "transformers MaskFormer"
 MMDETECTION_MASKFORMER = "mmdetection MaskFormer"
+MMSEGMENTATION_MASK2FORMER = "mmsegmentation Mask2Former"
+MMSEGMENTATION_MASKFORMER = "mmsegmentation MaskFormer"
 
 # The first format of which every beginning occurs is the one.
 FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -58,7 +60,8 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (ADELAIDET_SOLOV2, ("ins_head.kernel_tower.", "mask_head.convs_all_levels.")),
     (MMDETECTION_MASK2FORMER, ("panoptic_head.pixel_decoder.", "panoptic_head.query_feat.")),
     (MMDETECTION_MASKFORMER, ("panoptic_head.pixel_decoder.",)),
-    ("mmsegmentation Mask2Former", ("decode_head.pixel_decoder.", "decode_head.query_feat.")),
+    (MMSEGMENTATION_MASK2FORMER, ("decode_head.pixel_decoder.", "decode_head.query_feat.")),
+    (MMSEGMENTATION_MASKFORMER, ("decode_head.pixel_decoder.", "decode_head.query_embed.")),
     ("DETR with masks", ("bbox_attention.", "mask_head.")),
     ("transformers DETR (no masks)", ("class_labels_classifier.", "bbox_predictor.")),
     ("transformers RT-DETR (no masks)", ("model.encoder_input_proj.", "model.enc_score_head.")),

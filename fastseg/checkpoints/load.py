@@ -86,8 +86,8 @@ def load_model(
     Mask R-CNN of torchvision (v1 or v2 layout, any ResNet) becomes ``MaskRCNN``. SOLO, Decoupled
     SOLO and SOLOv2 of mmdetection and of their original repository, SOLOv2 of AdelaiDet and
     checkpoints of ``SOLO`` itself become ``SOLO``. Mask2Former and MaskFormer on ResNet or Swin of
-    their original repositories, mmdetection and transformers and checkpoints of ``Mask2Former`` and
-    ``MaskFormer`` themselves become these.
+    their original repositories, mmdetection, mmsegmentation and transformers and checkpoints of
+    ``Mask2Former`` and ``MaskFormer`` themselves become these.
 
     Class count, widths, depths and layout are read off the tensors. Half-precision tensors become
     float32. Class names are those in the file: in the ``config`` entry of a safetensors file, or
@@ -96,8 +96,8 @@ def load_model(
 
     Of these two, 80 classes are taken for COCO's and ``task="instance"``, 133 for COCO's and
     ``task="panoptic"``, 150 for ADE20K's and 19 for Cityscapes' and ``task="semantic"``; any other
-    number, and other names in the file, is ``task="instance"``. No tensor shows the task, nor
-    whether weights are Mask2Former's for videos.
+    number, and other names in the file, is ``task="instance"``, from mmsegmentation always
+    ``task="semantic"``. No tensor shows the task, nor whether weights are Mask2Former's for videos.
 
     torchvision runs its published V1 weights with a batch normalisation eps of 0 and everything
     else with 1e-5, which no tensor shows. The published file is known by its checksum or its
@@ -228,7 +228,10 @@ def mask2former_network(
     state_dict = tensors
     if names is not None:
         state_dict = mask2former.with_our_names(tensors, names, source)
-    options = {**mask2former.defaults(state_dict, options.get("class_names")), **options}
+    known = mask2former.defaults(state_dict, options.get("class_names"))
+    if names is not None and names.task is not None:
+        known["task"] = names.task
+    options = {**known, **options}
     if (
         len(state_dict.get("decoder.class_predictor.bias", ())) == 41
         and "class_names" not in options

@@ -24,6 +24,8 @@ from fastseg.checkpoints.formats import (
     FASTSEG_MASKFORMER,
     MMDETECTION_MASK2FORMER,
     MMDETECTION_MASKFORMER,
+    MMSEGMENTATION_MASK2FORMER,
+    MMSEGMENTATION_MASKFORMER,
     ORIGINAL_MASK2FORMER,
     ORIGINAL_MASKFORMER,
     TRANSFORMERS_MASK2FORMER,
@@ -57,11 +59,13 @@ class Names:
         rules: for ``fastseg.checkpoints.keys.renamed``, for all but the backbone.
         resnet: such rules for a ResNet under our prefix.
         backbone: the peer's prefix of the backbone.
+        task: which all of the peer's models are trained for, if there is one.
     """
 
     rules: Sequence[tuple[str, str]]
     resnet: Sequence[tuple[str, str]] = ()
     backbone: str = "backbone."
+    task: str | None = None
 
 
 # Per format; None for our own names.
@@ -77,6 +81,12 @@ NAMES: dict[str, Names | None] = {
     FASTSEG_MASKFORMER: None,
     ORIGINAL_MASKFORMER: Names(original_mask2former.MASKFORMER_RULES, detectron2_resnet.RULES),
     MMDETECTION_MASKFORMER: Names(mmdetection_mask2former.MASKFORMER_RULES),
+    MMSEGMENTATION_MASK2FORMER: Names(
+        mmdetection_mask2former.MMSEGMENTATION_RULES, task="semantic"
+    ),
+    MMSEGMENTATION_MASKFORMER: Names(
+        mmdetection_mask2former.MMSEGMENTATION_MASKFORMER_RULES, task="semantic"
+    ),
     TRANSFORMERS_MASKFORMER: Names(
         transformers_mask2former.MASKFORMER_RULES,
         transformers_mask2former.RESNET,

@@ -1,4 +1,4 @@
-"""Checkpoints of Mask2Former and MaskFormer from mmdetection (2.20 to 3.3)."""
+"""Checkpoints of Mask2Former and MaskFormer from mmdetection (2.20 to 3.3) and mmsegmentation."""
 
 from __future__ import annotations
 
@@ -70,3 +70,7 @@ MASKFORMER_RULES = (
     (r"^panoptic_head\.decoder_input_proj\.", "decoder.input_projection."),
     *PREDICTIONS,
 )
+# mmsegmentation has mmdetection's heads under its own name for a head.
+MMSEGMENTATION_HEAD = (r"^decode_head\.", "panoptic_head.")
+MMSEGMENTATION_RULES = (MMSEGMENTATION_HEAD, *RULES)
+MMSEGMENTATION_MASKFORMER_RULES = (MMSEGMENTATION_HEAD, *MASKFORMER_RULES)

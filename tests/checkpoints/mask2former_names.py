@@ -95,6 +95,7 @@ MMDETECTION_2 = [
     (r"(transformer_decoder.*)\.self_attn\.", r"\1.attentions.1."),
     (r"^(panoptic_head.*)\.ffn\.layers\.", r"\1.ffns.0.layers."),
 ]
+MMSEGMENTATION = [*MMDETECTION, (r"^panoptic_head\.", "decode_head.")]
 TRANSFORMERS_BACKBONE = [
     (r"^backbone\.patch_embed\.proj\.", "backbone.embeddings.patch_embeddings.projection."),
     (r"^backbone\.patch_embed\.norm\.", "backbone.embeddings.norm."),
@@ -154,6 +155,7 @@ PEERS = {
     "original, first version": ORIGINAL_OLD,
     "mmdetection 3": MMDETECTION,
     "mmdetection 2": MMDETECTION_2,
+    "mmsegmentation": MMSEGMENTATION,
     "transformers 4": TRANSFORMERS_4,
     "transformers 5": TRANSFORMERS_5,
 }
@@ -250,6 +252,7 @@ MASKFORMER_PEERS = {
     ],
     "mmdetection 3": MASKFORMER_MMDETECTION,
     "mmdetection 2": MASKFORMER_MMDETECTION_2,
+    "mmsegmentation": [*MASKFORMER_MMDETECTION, (r"^panoptic_head\.", "decode_head.")],
     "transformers 4": MASKFORMER_TRANSFORMERS_4,
     "transformers 5": MASKFORMER_TRANSFORMERS_5,
 }

@@ -283,6 +283,20 @@ def test_things_of_mmdetection(keys):
     assert solo.class_names == ("cat", "sky", "dog")
 
 
+@pytest.mark.parametrize("network", [small_model, small_maskformer])
+def test_mmsegmentation_is_semantic(network):
+    """Whatever the number of classes and their names, which it calls as mmdetection does."""
+    peers = PEERS if network is small_model else MASKFORMER_PEERS
+    state_dict = under_names(
+        network(small_backbone("resnet")).state_dict(), peers["mmsegmentation"]
+    )
+    assert load_model(state_dict).task == "semantic"
+    meta = {"dataset_meta": {"classes": ("road", "water", "field"), "palette": [[0, 0, 0]] * 3}}
+    loaded = load_model({"meta": meta, "state_dict": state_dict})
+    assert (loaded.task, loaded.class_names) == ("semantic", ("road", "water", "field"))
+    assert load_model(state_dict, task="panoptic").task == "panoptic"
+
+
 def test_every_hyper_parameter_arrives():
     loaded = load_model(
         small_model(small_backbone("resnet")).state_dict(),
@@ -416,7 +430,6 @@ def test_what_does_not_fit_is_named(peer):
         (("query.weight", "class_predictor.bias", "mask_head.fc1.bias"), "transformers EoMT"),
         (("pixel_level_module.encoder.a",), "without class predictor"),
         (("sem_seg_head.pixel_decoder.a", "sem_seg_head.predictor.decoder.b"), "Mask DINO"),
-        (("decode_head.pixel_decoder.a", "decode_head.query_feat.b"), "mmsegmentation"),
         (("something.else",), "no known format"),
     ],
 )

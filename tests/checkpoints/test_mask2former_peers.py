@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastseg import load_model, models
+from fastseg import categories, load_model, models
 from fastseg.layers.mask_classification import MaskPredictions
 from fastseg.models import Mask2Former
 
@@ -66,6 +66,14 @@ def peer_of_transformers(kind: str, backbone: str) -> nn.Module:
         peer = transformers.MaskFormerForInstanceSegmentation(config)
     randomise(peer)
     return peer.eval()
+
+
+@torch.no_grad()
+def give_opinions(head: nn.Module) -> None:
+    """Attention that is not alike everywhere, and predictions unlike each other."""
+    for name, tensor in head.named_parameters():
+        if tensor.dim() == 2 and "query_" not in name:
+            tensor.normal_(std=(1.5 / tensor.shape[1]) ** 0.5)
 
 
 def assert_same_predictions(ours: MaskPredictions, classes: Tensor, masks: Tensor) -> None:
@@ -133,12 +141,34 @@ def test_swin_of_mmdetection(config):
 def test_maskformer_with_an_encoder_of_mmdetection():
     """ResNet-50 for COCO, whose pixel decoder has a transformer."""
     peer = mmdetection_peer.mmdet_model("maskformer/maskformer_r50_ms-16xb1-75e_coco")
-    with torch.no_grad():  # attention that is not alike everywhere, and opinions
-        for name, tensor in peer.panoptic_head.named_parameters():
-            if tensor.dim() == 2 and "query_embed" not in name:
-                tensor.normal_(std=(1.5 / tensor.shape[1]) ** 0.5)
+    give_opinions(peer.panoptic_head)
     model = load_model(peer.state_dict())
     assert str(model) == str(models.maskformer_resnet50(num_classes=133))
+    assert_same_layers(peer, model)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (
+            "mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024",
+            {"backbone__norm_cfg__type": "BN"},
+        ),
+        ("mask2former/mask2former_swin-t_8xb2-160k_ade20k-512x512", {}),
+        (
+            "maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512",
+            {"backbone__norm_cfg__type": "BN"},
+        ),
+        ("maskformer/maskformer_swin-t_upernet_8xb2-160k_ade20k-512x512", {}),
+    ],
+)
+def test_mmsegmentation(config, changes):
+    """Its batch normalisation over several devices does not run on the CPU."""
+    peer = mmdetection_peer.mmseg_model(config, **changes)
+    give_opinions(peer.decode_head)
+    model = load_model(peer.state_dict())
+    known = categories.CITYSCAPES if "cityscapes" in config else categories.ADE20K
+    assert (model.task, model.class_names) == ("semantic", known.names)
     assert_same_layers(peer, model)
 
 
@@ -147,7 +177,8 @@ def assert_same_layers(peer: nn.Module, model: Mask2Former) -> None:
     samples = mmdetection_peer.samples_of(pixels, [(96, 128)] * 2)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        classes, masks = peer.panoptic_head(peer.extract_feat(pixels), samples)
+        head = peer.panoptic_head if hasattr(peer, "panoptic_head") else peer.decode_head
+        classes, masks = head(peer.extract_feat(pixels), samples)
         layers = model.predict_layers(pixels)
     assert len(layers) == len(classes)
     for ours, class_logits, mask_logits in zip(layers, classes, masks, strict=True):
