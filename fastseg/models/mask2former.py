@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastseg import ops
 from fastseg.categories import by_count
 from fastseg.instances import Instances
 from fastseg.layers.mask_classification import MaskClassifier, MaskPredictions
 from fastseg.layers.mask_results import ImageFrame, instances_of, panoptic_of
 from fastseg.models.image_batch import ImageBatch, ImageTransform
-from fastseg.segmentation import PanopticSegmentation
+from fastseg.segmentation import PanopticSegmentation, SemanticSegmentation
 
 Task = Literal["instance", "panoptic", "semantic"]
 
@@ -162,17 +163,17 @@ class Mask2Former(nn.Module):
     @torch.no_grad()
     def postprocess(
         self, predictions: MaskPredictions, batch: ImageBatch, task: str | None = None
-    ) -> list[Instances] | list[PanopticSegmentation]:
+    ) -> list[Instances] | list[PanopticSegmentation] | list[SemanticSegmentation]:
         """Results per image at its original size, by the rules of the original.
 
         Args:
             predictions: of ``batch``.
             batch: from ``preprocess``.
-            task: "instance" or "panoptic"; the model's ``task`` by default.
+            task: "instance", "panoptic" or "semantic"; the model's ``task`` by default.
 
         Returns:
-            By the task ``Instances``, best first and with empty masks among them, or
-            ``PanopticSegmentation``.
+            By the task ``Instances``, best first and with empty masks among them,
+            ``PanopticSegmentation`` or ``SemanticSegmentation``.
 
         Raises:
             ValueError: the model has no such task.
@@ -186,8 +187,12 @@ class Mask2Former(nn.Module):
             )
         ]
         images = zip(predictions.class_logits, predictions.mask_logits, frames, strict=True)
-        make: Callable[..., Any] = {"instance": self.instances, "panoptic": self.panoptic}[task]
-        return [make(*image) for image in images]
+        make: dict[str, Callable[..., Any]] = {
+            "instance": self.instances,
+            "panoptic": self.panoptic,
+            "semantic": self.semantic,
+        }
+        return [make[task](*image) for image in images]
 
     def instances(self, class_logits: Tensor, mask_logits: Tensor, frame: ImageFrame) -> Instances:
         """The instances of one image: class logits [Q, K + 1], mask logits [Q, h, w]."""
@@ -214,3 +219,21 @@ class Mask2Former(nn.Module):
             inside_only=self.inside_only,
             class_names=self.class_names,
         )
+
+    def semantic(
+        self, class_logits: Tensor, mask_logits: Tensor, frame: ImageFrame
+    ) -> SemanticSegmentation:
+        """The class of each pixel of one image; arguments as of ``instances``.
+
+        A model that is trained for this alone resizes the classes' scores to the original size, any
+        other the masks.
+        """
+        labels = ops.semantic_map(
+            class_logits.float().softmax(1)[:, :-1],
+            mask_logits,
+            frame.original,
+            via=frame.padded,
+            crop=frame.image,
+            resize_scores=self.task == "semantic",
+        )
+        return SemanticSegmentation(labels, self.class_names)

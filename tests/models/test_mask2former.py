@@ -318,6 +318,28 @@ def test_top_k_counts_pairs_and_panoptic_models_keep_things():
     assert torch.equal(things.scores, everything.scores[kept])
 
 
+@pytest.mark.parametrize("task", ["semantic", "panoptic"])
+def test_semantic_models_resize_scores_and_others_masks(task):
+    model = small_model("mask2former_resnet", task=task)
+    batch = model.preprocess(images((101, 150)))
+    size = [side // 4 for side in batch.pixels.shape[2:]]
+    masks = nn.functional.interpolate(6 * torch.randn(1, 12, 6, 9), size, mode="bilinear")
+    predictions = MaskPredictions(2 * torch.randn(1, 12, NUM_CLASSES + 1), masks)
+    (found,) = model.postprocess(predictions, batch, "semantic")
+    (height, width), original = batch.sizes[0].tolist(), (101, 150)
+    classes = predictions.class_logits[0].softmax(1)[:, :-1]
+    x = nn.functional.interpolate(
+        predictions.mask_logits, tuple(batch.pixels.shape[2:]), mode="bilinear"
+    )[:, :, :height, :width]
+    if task == "panoptic":
+        x = nn.functional.interpolate(x, original, mode="bilinear")
+    x = torch.einsum("qk,bqhw->bkhw", classes, x.sigmoid())
+    if task == "semantic":
+        x = nn.functional.interpolate(x, original, mode="bilinear")
+    assert (found.labels == x[0].argmax(0)).float().mean() > 0.9995
+    assert len(found.labels.unique()) > 2
+
+
 @pytest.mark.parametrize("kind", ["mask2former_resnet", "maskformer_swin"])
 def test_predictor_gives_what_the_model_gives(kind):
     model = small_model(kind, object_mask_threshold=0.1, overlap_threshold=0.05)

@@ -135,6 +135,16 @@ def test_panoptic_segments():
     assert (ids == 0).any() and len(found) == 2
 
 
+def test_semantic_map():
+    (found,) = model(task="panoptic").postprocess(predictions(), batch(), "semantic")
+    labels = torch.full(META["original_size"], -1, dtype=torch.int32)
+    for label, counts in META["semantic"].items():
+        mask = coco_mask.decode({"size": META["original_size"], "counts": counts})
+        labels[torch.from_numpy(mask) > 0] = int(label)
+    assert len(labels.unique()) == 2 and (labels >= 0).all()
+    assert (found.labels != labels).float().mean() <= 1e-4
+
+
 def golden() -> tuple[dict[str, Tensor], dict]:
     folder = Path(os.environ["FASTSEG_GOLDEN"]) / "mask2former_official"
     return load_file(folder / "fixture.safetensors"), json.loads((folder / "meta.json").read_text())
@@ -183,3 +193,5 @@ def test_whole_model():
     for i, found in enumerate(ours.postprocess(layers[-1], batch, "panoptic")):
         segments = meta["expected"]["results"][i]["segments_info"]
         assert_same_segments(found, tensors[f"out/{i}.panoptic_seg"], segments, 1e-4)
+    for i, found in enumerate(ours.postprocess(layers[-1], batch, "semantic")):
+        assert (found.labels != tensors[f"out/{i}.sem_seg_argmax"]).float().mean() <= 1e-4
