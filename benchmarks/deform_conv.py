@@ -66,8 +66,10 @@ def _case(work: Workload) -> Case:
         },
         bytes_moved=elements * work.setting.dtype.itemsize * (2 if backward else 1),
         flops=2 * pixels * 9 * channels**2 * (2 if backward else 1),
-        # Gradients are sums of thousands of products, in another order than the peer's.
-        agreement=relative_norm(2e-2) if half else close(rtol=1e-3, atol=2e-3),
+        # The weights' gradients, up to 350, are sums of 33,600 products in another order than the
+        # peer's: measured 1.2e-4 beyond 1e-5 of the value. A half's sums are rounded to 11 bits
+        # or 8, the peer's columns before them as well.
+        agreement=relative_norm(2e-2) if half else close(rtol=1e-5, atol=3e-4),
         needs_grad=backward,
     )
 

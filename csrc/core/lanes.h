@@ -72,24 +72,6 @@ FASTSEG_HD void store_lanes(T* target, const Lanes<Acc>& lanes) {
 
 // a * b + c in every lane, fused where the target fuses.
 using fastseg::multiply_add;
-FASTSEG_HD Lanes<float> multiply_add(float a, Lanes<float> b, Lanes<float> c) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
-#elif defined(__AVX2__)
-  return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c);
-#else
-  return a * b + c;
-#endif
-}
-FASTSEG_HD Lanes<double> multiply_add(double a, Lanes<double> b, Lanes<double> c) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_pd(_mm512_set1_pd(a), b, c);
-#elif defined(__AVX2__)
-  return _mm256_fmadd_pd(_mm256_set1_pd(a), b, c);
-#else
-  return a * b + c;
-#endif
-}
 FASTSEG_HD Lanes<float> multiply_add(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -107,6 +89,12 @@ FASTSEG_HD Lanes<double> multiply_add(Lanes<double> a, Lanes<double> b, Lanes<do
 #else
   return a * b + c;
 #endif
+}
+FASTSEG_HD Lanes<float> multiply_add(float a, Lanes<float> b, Lanes<float> c) {
+  return multiply_add(a - Lanes<float>{}, b, c);  // in every lane; a + 0 would lose the sign of -0
+}
+FASTSEG_HD Lanes<double> multiply_add(double a, Lanes<double> b, Lanes<double> c) {
+  return multiply_add(a - Lanes<double>{}, b, c);
 }
 
 // The sum over all lanes: halves are added until one lane is left.

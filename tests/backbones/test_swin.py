@@ -45,7 +45,8 @@ def randomised(model: nn.Module) -> nn.Module:
 
 def assert_stages_close(ours, theirs):
     for x, y in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=2e-5 * y.abs().max().item())
+        # Measured on a CPU: 6e-7 of the largest value, sums in another order.
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=2e-6 * y.abs().max().item())
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_stages_equal_torchvision(window_size, depths, size):
         torch.autograd.grad(sum((s * s.roll(1, 1)).sum() for s in outputs), pixels)[0]
         for outputs in (stages, expected)
     ]
-    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4 * grads[1].abs().max().item())
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5 * grads[1].abs().max().item())
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_compiled_training_step():
         sum((stage**3).sum() for stage in network(pixels)).backward()
         grads.append([parameter.grad.clone() for parameter in model.parameters()])
     for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_and_autocast():
