@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +24,7 @@ class InstanceTargets:
     labels: Tensor
     masks: Tensor
 
-    def resized(self, size: tuple[int, int]) -> InstanceTargets:
+    def resized(self, size: Sequence[int]) -> InstanceTargets:
         """The instances of the image after it is resized, as by a model's ``preprocess``.
 
         Args:

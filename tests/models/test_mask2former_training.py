@@ -146,7 +146,7 @@ def test_steps_as_documented(kind: str, rate: float) -> None:
         batch = model.preprocess(images)
         padded = (batch.pixels.shape[2], batch.pixels.shape[3])
         targets = [
-            one.resized(tuple(own))
+            one.resized(own)
             for one, own in zip([truth, nothing], batch.sizes.tolist(), strict=True)
         ]
         if kind == "solov2":
