@@ -82,7 +82,7 @@ def _add_options_of_maps(evaluate: argparse.ArgumentParser) -> None:
         "--num-classes",
         type=int,
         metavar="N",
-        help="of semantic label images; default: what classes.json beside the results says",
+        help="of semantic label images; default: by classes.json in the results",
     )
     evaluate.add_argument(
         "--ignore", type=int, default=255, metavar="LABEL", help="of semantic --gt; default: 255"
