@@ -16,7 +16,7 @@ constexpr int kPatchWidth = 8;  // queries
 template <class T>
 constexpr int kVectorOf = 16 / static_cast<int>(sizeof(T));
 
-struct Level {
+struct alignas(16) Level {
   int width, height, start;
   bool fits;  // within the rows of value
 };
@@ -43,8 +43,9 @@ __device__ void read_levels(const MsDeformAttnParams& p, Level* levels) {
 // where the queries are the cells of the levels, of a patch of cells. Their samples overlap, and
 // one head of them fits the first cache: the second one alone could not feed the arithmetic.
 struct Tiles {
-  int lanes;      // per query and head
-  int64_t count;  // tiles of an image
+  int lanes;           // per query and head
+  uint32_t row_bytes;  // from a row of value to the next
+  int64_t count;       // tiles of an image
   bool patches;
 };
 
@@ -122,13 +123,17 @@ class Points {
  public:
   // All lanes of the warp must call this.
   __device__ Points(const MsDeformAttnParams& p, const Place& place, const Level* levels, int lanes)
-      : p_(p), place_(place), levels_(levels), lanes_(lanes) {
+      : p_(p),
+        place_(place),
+        levels_(levels),
+        locations_(p.locations.at<const Acc>(place.b, place.q, place.m)),
+        weights_(p.weights.at<const Acc>(place.b, place.q, place.m)) {
     if (p.references.data == nullptr) return;
     largest_ = -INFINITY;
-    for (int k = place.lane; k < count(); k += lanes) largest_ = Max()(weight_at(k), largest_);
+    for (int k = place.lane; k < count(); k += lanes) largest_ = Max()(given_weight(k), largest_);
     largest_ = group_reduce(largest_, lanes, Max());
     Acc sum = 0;
-    for (int k = place.lane; k < count(); k += lanes) sum += exp(weight_at(k) - largest_);
+    for (int k = place.lane; k < count(); k += lanes) sum += exp(given_weight(k) - largest_);
     share_ = Acc(1) / group_reduce(sum, lanes, Sum());
   }
 
@@ -137,14 +142,14 @@ class Points {
   }
 
   __device__ Acc weight(int k) const {
-    const Acc weight = weight_at(k);
+    const Acc weight = given_weight(k);
     return p_.references.data == nullptr ? weight : exp(weight - largest_) * share_;
   }
 
   __device__ Located<Acc> locate(int k) const {
-    const int points = static_cast<int>(p_.locations.size[4]), l = k / points;
+    const int l = level_of(k), point = k - l * static_cast<int>(p_.locations.size[4]);
     const Level level = levels_[l];
-    const Acc* at = p_.locations.at<const Acc>(place_.b, place_.q, place_.m, l, k % points);
+    const Acc* at = locations_ + l * p_.locations.stride[3] + point * p_.locations.stride[4];
     const Frame<Acc> frame = frame_of<Acc>(p_, place_.b, place_.q, l, level.width, level.height);
     const Acc x = at[0] * frame.scale_x + frame.origin_x;
     const Acc y = at[p_.locations.stride[5]] * frame.scale_y + frame.origin_y;
@@ -171,25 +176,50 @@ class Points {
   }
 
  private:
-  __device__ Acc weight_at(int k) const {
-    const int points = static_cast<int>(p_.weights.size[4]);
-    return *p_.weights.at<const Acc>(place_.b, place_.q, place_.m, k / points, k % points);
+  __device__ int level_of(int k) const {
+    return static_cast<int>(static_cast<unsigned>(k) / static_cast<unsigned>(p_.weights.size[4]));
+  }
+  __device__ Acc given_weight(int k) const {
+    const int l = level_of(k), point = k - l * static_cast<int>(p_.weights.size[4]);
+    return weights_[l * p_.weights.stride[3] + point * p_.weights.stride[4]];
   }
 
   const MsDeformAttnParams& p_;
   const Place& place_;
   const Level* levels_;
-  int lanes_;
+  const Acc *locations_, *weights_;
   Acc largest_ = 0, share_ = 0;  // of the softmax
 };
 
-// Zeros where nothing is read, so that loads need no branches.
+// What lies `bytes` behind `from`; zeros where nothing is read, so that loads need no branches.
 template <class T, int kVector>
-__device__ Vec<T, kVector> load_or_zero(const T* from, bool reads) {
-  Vec<T, kVector> values = {};
-  if (reads) values = Vec<T, kVector>::load(from);
-  return values;
+__device__ Vec<T, kVector> load_or_zero(const T* from, uint64_t bytes, bool reads) {
+  // As words where there are some: zeros of 16 bits would be packed one by one.
+  using Word = std::conditional_t<sizeof(T) * kVector == 16, uint32_t, T>;
+  using Words = Vec<Word, static_cast<int>(sizeof(T) * kVector / sizeof(Word))>;
+  Words words = {};
+  if (reads) {
+    const char* address = reinterpret_cast<const char*>(from) + bytes;
+    words = Words::load(reinterpret_cast<const Word*>(address));
+  }
+  return bit_cast<Vec<T, kVector>>(words);
 }
+
+// The four cells of a sample, for channels from `value` on.
+template <class T, int kVector>
+struct Cells {
+  Vec<T, kVector> cell[4];
+
+  template <class Acc>
+  __device__ Cells(const T* value, uint32_t row_bytes, const Taps<Acc>& at, bool reads) {
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      // The product of unsigned numbers is one instruction.
+      const uint64_t bytes = uint64_t(static_cast<uint32_t>(at.cell[corner])) * row_bytes;
+      cell[corner] = load_or_zero<T, kVector>(value, bytes, reads && at.cell[corner] >= 0);
+    }
+  }
+};
 
 template <class T, int kVector>
 __global__ void __launch_bounds__(kThreads)
@@ -201,7 +231,7 @@ __global__ void __launch_bounds__(kThreads)
   const Place place = find_place(p, tiles, levels);
   const Points<Acc> points(p, place, levels, tiles.lanes);
   const Taps<Acc>* group = taps + (threadIdx.x - place.lane);
-  const int64_t channels = p.value.size[3], row = p.value.stride[1];
+  const int64_t channels = p.value.size[3];
   for (int64_t c0 = 0; c0 < channels; c0 += tiles.lanes * kVector) {
     const int64_t c = c0 + place.lane * kVector;
     const bool owns = c < channels;
@@ -212,17 +242,13 @@ __global__ void __launch_bounds__(kThreads)
       const int count = min(tiles.lanes, points.count() - first);
       for (int k = 0; k < count; ++k) {
         const Taps<Acc> at = group[k];
-        Vec<T, kVector> cells[4];
-#pragma unroll
-        for (int corner = 0; corner < 4; ++corner) {
-          const int cell = at.cell[corner];
-          cells[corner] = load_or_zero<T, kVector>(value + cell * row, owns && cell >= 0);
-        }
+        const Cells<T, kVector> cells(value, tiles.row_bytes, at, owns);
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
 #pragma unroll
           for (int i = 0; i < kVector; ++i) {
-            sum[i] = multiply_add(at.weight[corner], static_cast<Acc>(cells[corner][i]), sum[i]);
+            sum[i] =
+                multiply_add(at.weight[corner], static_cast<Acc>(cells.cell[corner][i]), sum[i]);
           }
         }
       }
@@ -232,17 +258,6 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < kVector; ++i) result[i] = static_cast<T>(sum[i]);
     result.store(p.output.at<T>(place.b, place.q, place.m, c));
-  }
-}
-
-template <class Acc, int kVector>
-__device__ void add_to_cell(const MsDeformAttnBackwardParams& p, int64_t b, int64_t row, int64_t m,
-                            int64_t c, const Acc (&terms)[kVector]) {
-  if (p.units.data == nullptr) {
-    atomic_add(p.grad_value.at<Acc>(b, row, m, c), terms);
-  } else {
-    atomic_add_fixed_point(p.grad_value.at<int64_t>(b, row, m, c), terms,
-                           *p.units.as<const double>());
   }
 }
 
@@ -284,10 +299,11 @@ __device__ void finish(const MsDeformAttnBackwardParams& params, const Place& pl
   }
 }
 
-template <class T, int kVector>
-__global__ void __launch_bounds__(kThreads)
+template <class T, int kVector, bool kFixedPoint>
+__global__ void __launch_bounds__(kThreads, 3)
     backward_kernel(const __grid_constant__ MsDeformAttnBackwardParams params, const Tiles tiles) {
   using Acc = accumulate_t<T>;
+  using GradSum = std::conditional_t<kFixedPoint, int64_t, Acc>;
   __shared__ Level levels[kMaxAttentionLevels];
   __shared__ Taps<Acc> taps[kThreads];
   const MsDeformAttnParams& p = params.forward;
@@ -295,44 +311,53 @@ __global__ void __launch_bounds__(kThreads)
   const Place place = find_place(p, tiles, levels);
   const Points<Acc> points(p, place, levels, tiles.lanes);
   const Taps<Acc>* group = taps + (threadIdx.x - place.lane);
-  const int64_t channels = p.value.size[3], row = p.value.stride[1];
+  const uint32_t row_sums = static_cast<uint32_t>(params.grad_value.stride[1]);
+  const double units = kFixedPoint ? *params.units.as<const double>() : 0;
+  const int64_t channels = p.value.size[3];
   for (int64_t c0 = 0; c0 < channels; c0 += tiles.lanes * kVector) {
     const int64_t c = c0 + place.lane * kVector;
     const bool owns = place.exists && c < channels;
+    GradSum* sums = params.grad_value.at<GradSum>(place.b, 0, place.m, c);
     const T* value = p.value.at<const T>(place.b, 0, place.m, c);
-    const auto grads =
-        load_or_zero<T, kVector>(p.output.at<const T>(place.b, place.q, place.m, c), owns);
+    const T* from = p.output.at<const T>(place.b, place.q, place.m, c);
+    const auto grads = load_or_zero<T, kVector>(from, 0, owns);
     for (int first = 0; first < points.count(); first += tiles.lanes) {
       const Located<Acc> own = points.locate_together(first, taps + threadIdx.x);
       Acc own_dot[4] = {};  // grad_output * cell
       const int count = min(tiles.lanes, points.count() - first);
       for (int k = 0; k < count; ++k) {
         const Taps<Acc> at = group[k];
-        Vec<T, kVector> cells[4];
+        const Cells<T, kVector> cells(value, tiles.row_bytes, at, owns);
+        Acc dot[4] = {};
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
-          const int cell = at.cell[corner];
-          cells[corner] = load_or_zero<T, kVector>(value + cell * row, owns && cell >= 0);
-        }
-#pragma unroll
-        for (int corner = 0; corner < 4; ++corner) {
-          Acc dot = 0, terms[kVector];
+          Acc terms[kVector];
 #pragma unroll
           for (int i = 0; i < kVector; ++i) {
             const Acc grad = static_cast<Acc>(grads[i]);
-            dot = multiply_add(grad, static_cast<Acc>(cells[corner][i]), dot);
+            dot[corner] = multiply_add(grad, static_cast<Acc>(cells.cell[corner][i]), dot[corner]);
             terms[i] = at.weight[corner] * grad;
           }
-          if (owns && at.cell[corner] >= 0) {
-            add_to_cell(params, place.b, at.cell[corner], place.m, c, terms);
+          if (!owns || at.cell[corner] < 0) continue;
+          GradSum* to = sums + uint64_t(static_cast<uint32_t>(at.cell[corner])) * row_sums;
+          if constexpr (kFixedPoint) {
+            atomic_add_fixed_point(to, terms, units);
+          } else {
+            atomic_add(to, terms);
           }
-          dot = group_reduce(dot, tiles.lanes, Sum());
-          if (place.lane == k) own_dot[corner] = dot;
+        }
+        for (int distance = tiles.lanes / 2; distance > 0; distance /= 2) {
+#pragma unroll
+          for (Acc& sum : dot) sum += __shfl_xor_sync(kFullMask, sum, distance);
+        }
+#pragma unroll
+        for (int corner = 0; corner < 4; ++corner) {
+          if (place.lane == k) own_dot[corner] = dot[corner];
         }
       }
       const int k = first + place.lane;
-      if (place.exists && k < points.count())
-        write_point_grad(params, place, k, own, own_dot, c0 > 0);
+      if (!place.exists || k >= points.count()) continue;
+      write_point_grad(params, place, k, own, own_dot, c0 > 0);
     }
   }
   finish(params, place, points, levels, tiles.lanes);
@@ -350,7 +375,10 @@ bool has_vectors(const View<4>& view) {
 // f(tiles, grid) for groups of lanes that cover the channels in vectors of this many.
 template <class F>
 void with_tiles(const MsDeformAttnParams& p, int vector, F f) {
-  Tiles tiles = {1, 0, false};
+  const int64_t row_bytes = p.value.stride[1] * bytes_of(p.value.dtype);
+  FASTSEG_CHECK(row_bytes >= 0 && row_bytes <= UINT32_MAX,
+                "value must have rows 0 to 2^32 bytes apart on CUDA, got ", row_bytes);
+  Tiles tiles = {1, static_cast<uint32_t>(row_bytes), 0, false};
   while (tiles.lanes < kWarpSize && tiles.lanes * vector < p.value.size[3]) tiles.lanes *= 2;
   const bool known = p.levels.shapes.data == nullptr;
   int64_t cells = 0, patches = 0;
@@ -381,10 +409,13 @@ void ms_deform_attn_backward_cuda(const MsDeformAttnBackwardParams& params, cuda
   const MsDeformAttnParams& p = params.forward;
   dispatch_floating(p.value.dtype, "value", [&](auto zero) {
     using T = decltype(zero);
+    constexpr int n = kVectorOf<T>;
     const bool vectors = has_vectors<T>(p.value) && has_vectors<T>(p.output);
-    with_tiles(p, vectors ? kVectorOf<T> : 1, [&](const Tiles& tiles, dim3 grid) {
-      const auto kernel = vectors ? backward_kernel<T, kVectorOf<T>> : backward_kernel<T, 1>;
-      launch("ms_deform_attn_backward", kernel, grid, kThreads, 0, stream, params, tiles);
+    with_tiles(p, vectors ? n : 1, [&](const Tiles& tiles, dim3 grid) {
+      const auto kernel = vectors ? backward_kernel<T, n, false> : backward_kernel<T, 1, false>;
+      const auto fixed = vectors ? backward_kernel<T, n, true> : backward_kernel<T, 1, true>;
+      launch("ms_deform_attn_backward", params.units.data == nullptr ? kernel : fixed, grid,
+             kThreads, 0, stream, params, tiles);
     });
   });
 }

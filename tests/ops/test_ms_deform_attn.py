@@ -124,10 +124,10 @@ def test_matches_grid_sample(device: torch.device) -> None:
 
 
 def test_double_backward() -> None:
-    value, locations, weights = random_case(3, heads=1, queries=2, points=1, batch=1)
-    inputs = [x.requires_grad_() for x in (value, locations, weights)]
-    attend = lambda v, x, w: ms_deform_attn(v, SHAPES, None, x, w)  # noqa: E731
-    assert torch.autograd.gradcheck(attend, inputs, eps=1e-7, atol=1e-5)
+    value, locations, weights = random_case(1, heads=1, queries=2, points=1, batch=1)
+    inputs = [x.requires_grad_() for x in (value[:, :11].clone(), locations, weights)]
+    shapes = [(2, 3), (2, 2), (1, 1)]
+    attend = lambda v, x, w: ms_deform_attn(v, shapes, None, x, w)  # noqa: E731
     assert torch.autograd.gradgradcheck(attend, inputs, eps=1e-7, atol=1e-5)
 
 
