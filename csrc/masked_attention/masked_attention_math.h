@@ -39,11 +39,11 @@ FASTSEG_HD int64_t split_begin(int64_t keys, int64_t splits, int64_t split) {
   return begin < keys ? begin : keys;
 }
 
-// Elements of MaskedAttentionParams::workspace. Forward: each part's output and two numbers of its
-// softmax for every query; backward needs less.
+// Elements of MaskedAttentionParams::workspace: what masked_attention_device.cuh lists, of a
+// forward pass; backward needs no more.
 FASTSEG_HD int64_t masked_attention_workspace(int64_t batch_heads, int64_t queries, int64_t keys,
                                               int64_t width) {
-  return key_splits(batch_heads, queries, keys) * batch_heads * queries * (width + 2);
+  return (key_splits(batch_heads, queries, keys) * (width + 2) + 1) * batch_heads * queries;
 }
 
 }  // namespace fastseg

@@ -115,7 +115,8 @@ def _uses_tensor_cores(query: Tensor) -> bool:
     """Whether the GPU and torch's settings let products run on tensor cores."""
     if query.dtype == torch.float64 or (query.dtype == torch.float32 and not allows_tf32()):
         return False
-    return not query.is_cuda or torch.cuda.get_device_capability(query.device) >= (8, 0)
+    least = (7, 5) if query.dtype == torch.float16 else (8, 0)
+    return not query.is_cuda or torch.cuda.get_device_capability(query.device) >= least
 
 
 def _accumulation(tensor: Tensor) -> torch.dtype:
