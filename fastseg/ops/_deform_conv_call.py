@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
-from fastseg.ops._registry import stream_of
+from fastseg.ops._registry import allows_tf32, stream_of
 
 _EMULATES_CUDA = _C.build_info()["cuda_emulator"]
 
@@ -48,7 +48,7 @@ class Call:
     @property
     def exact(self) -> bool:
         """Whether float32 is multiplied as it is, not as TF32."""
-        return self.dtype == torch.float32 and not (_allows_tf32() and self.capability >= (8, 0))
+        return self.dtype == torch.float32 and not (allows_tf32() and self.capability >= (8, 0))
 
     def needs_columns(self) -> bool:
         """Whether the kernels that keep columns in shared memory cannot take these tensors."""
@@ -65,11 +65,3 @@ class Call:
 def aligned(tensor: Tensor) -> Tensor:
     """The tensor at an address that 16 divides."""
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
-
-
-def _allows_tf32() -> bool:
-    matmul = torch.backends.cuda.matmul
-    # torch before 2.9 has the older switch alone.
-    return (
-        matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-    )

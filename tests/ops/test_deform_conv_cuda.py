@@ -45,7 +45,7 @@ def test_tf32_obeys_the_switch_of_torch(switch: bool) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if switch else "highest")
     try:
-        assert _deform_conv_call._allows_tf32() is switch
+        assert _deform_conv_call.allows_tf32() is switch
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -74,7 +74,7 @@ def test_columns_in_shared_memory(
 ) -> None:
     layout, channels, out_channels, offset_groups, kernel, size = SHAPES[case]
     skip_unless_on_device(device)
-    monkeypatch.setattr(_deform_conv_call, "_allows_tf32", lambda: arithmetic == "tf32")
+    monkeypatch.setattr(_deform_conv_call, "allows_tf32", lambda: arithmetic == "tf32")
     dtype = getattr(torch, arithmetic, torch.float32)
     geometry = ((1, 1), (1, 1), (1, 1))
     arguments = random_arguments(
