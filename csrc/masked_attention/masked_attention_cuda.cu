@@ -34,15 +34,20 @@ __global__ void __launch_bounds__(kThreads)
   const Place at(p, row / p.query.size[2]);
   const Workspace<Acc> workspace(p);
   Acc max = -static_cast<Acc>(INFINITY), sum = 0;
-  for (int64_t s = 0; s < splits; ++s) max = Max()(max, workspace.output_part(s, row)[width]);
+  for (int64_t s = lane_id(); s < splits; s += kWarpSize) {
+    max = Max()(max, workspace.output_part(s, row)[width]);
+  }
+  max = warp_reduce_max(max);
   const Acc base = finite_base(max);
-  for (int64_t s = 0; s < splits; ++s) {
+  for (int64_t s = lane_id(); s < splits; s += kWarpSize) {
     const Acc* part = workspace.output_part(s, row);
     sum = multiply_add(part[width + 1], exp2(part[width] - base), sum);
   }
+  sum = warp_reduce_sum(sum);
   T* output = p.output.template at<T>(at.b, at.m, row % p.query.size[2]);
   for (int64_t c = lane_id(); c < width; c += kWarpSize) {
     Acc total = 0;
+#pragma unroll 8
     for (int64_t s = 0; s < splits; ++s) {
       const Acc* part = workspace.output_part(s, row);
       total = multiply_add(part[c], exp2(part[width] - base), total);
@@ -82,6 +87,7 @@ __global__ void __launch_bounds__(kThreads)
   if (i >= elements) return;
   const Acc* parts = Workspace<Acc>(f).parts;
   Acc sum = 0;
+#pragma unroll 8
   for (int64_t s = 0; s < splits; ++s) sum += parts[s * elements + i];
   const int64_t row = i / width;
   const Place at(f, row / queries);

@@ -25,7 +25,7 @@ FASTSEG_HD uint64_t read_word(const MaskedAttentionParams& p, int64_t b, int64_t
 // CUDA: blocks own parts of the keys, so that few queries still fill a GPU, and their results are
 // combined in order. How many parts depends on shapes alone.
 FASTSEG_HD int64_t key_splits(int64_t batch_heads, int64_t queries, int64_t keys) {
-  constexpr int64_t kBlocks = 264;        // two for each of an H100's multiprocessors
+  constexpr int64_t kBlocks = 256;        // about two for each of an H100's multiprocessors
   constexpr int64_t kBlockQueries = 128;  // of the kernel for tensor cores
   const int64_t blocks = batch_heads * ((queries + kBlockQueries - 1) / kBlockQueries);
   const int64_t wanted = blocks == 0 ? 1 : (kBlocks + blocks - 1) / blocks;
