@@ -10,6 +10,7 @@ from fastseg.ops._registry import LIBRARY, stream_of
 
 WORD_KEYS = 64
 
+LIBRARY.define("attention_mask(Tensor mask_embed, Tensor mask_features) -> Tensor")
 LIBRARY.define("pack_attention_mask(Tensor mask_logits, SymInt height, SymInt width) -> Tensor")
 
 
@@ -28,7 +29,8 @@ def attention_mask(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
     Returns:
         [B, Q, ceil(h * w / 64)] int64 for `masked_attention(packed_mask=...)`: bit b of word i is
         pixel 64 * i + b, row after row; bits past the last pixel are 0. A NaN logit may be
-        attended, as in Mask2Former. Not differentiable.
+        attended, as in Mask2Former. Under autocast the product is computed in the autocast type.
+        Not differentiable.
 
     Raises:
         ValueError: shapes do not fit each other.
@@ -42,9 +44,7 @@ def attention_mask(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
             "mask_embed must have shape [B, Q, C] and mask_features [B, C, h, w], got "
             f"{tuple(mask_embed.shape)} and {tuple(mask_features.shape)}"
         )
-    size = mask_features.shape[2:]
-    logits = torch.bmm(mask_embed.detach(), mask_features.detach().flatten(2))
-    return pack_attention_mask(logits.unflatten(2, size), (size[0], size[1]))
+    return torch.ops.fastseg.attention_mask(mask_embed.detach(), mask_features.detach())
 
 
 def pack_attention_mask(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -89,3 +89,43 @@ def _pack(mask_logits: Tensor, height: int, width: int) -> Tensor:
 def _empty_words(mask_logits: Tensor, height: int, width: int) -> Tensor:
     words = (height * width + WORD_KEYS - 1) // WORD_KEYS
     return mask_logits.new_empty((*mask_logits.shape[:2], words), dtype=torch.int64)
+
+
+@torch.library.impl(LIBRARY, "attention_mask", "CPU")
+@torch.library.impl(LIBRARY, "attention_mask", "CUDA")
+def _attention_mask(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+    height, width = mask_features.shape[2:]
+    logits = _product(mask_embed, mask_features.flatten(2))
+    if logits.dtype == torch.float64:
+        logits = logits.float()
+    return _pack(logits.unflatten(2, (height, width)), height, width)
+
+
+def _product(embed: Tensor, features: Tensor) -> Tensor:
+    """[B, Q, C] times [B, C, S]."""
+    # oneDNN is twice as fast as MKL, which torch.bmm calls, on processors other than Intel's.
+    on_cpu = embed.device.type == "cpu" and embed.dtype == features.dtype == torch.float32
+    if not (on_cpu and torch.backends.mkldnn.is_available() and embed.numel()):
+        return torch.bmm(embed, features)
+    linear = torch.ops.mkldnn._linear_pointwise
+    logits = [
+        linear(one, pixels.mT, None, "none", [], "")
+        for one, pixels in zip(embed, features, strict=True)
+    ]
+    return torch.stack(logits) if len(logits) > 1 else logits[0][None]
+
+
+@torch.library.register_fake("fastseg::attention_mask")
+def _attention_mask_fake(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+    return _empty_words(mask_embed, *mask_features.shape[2:])
+
+
+@torch.library.impl(LIBRARY, "attention_mask", "AutocastCPU")
+@torch.library.impl(LIBRARY, "attention_mask", "AutocastCUDA")
+def _autocast(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+    device = mask_embed.device.type
+    dtype = torch.get_autocast_dtype(device)
+    if mask_embed.dtype != torch.float64:
+        mask_embed, mask_features = mask_embed.to(dtype), mask_features.to(dtype)
+    with torch.autocast(device, enabled=False):
+        return torch.ops.fastseg.attention_mask(mask_embed, mask_features)

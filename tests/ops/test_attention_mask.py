@@ -146,6 +146,16 @@ def test_wrong_input() -> None:
 def test_registered_with_torch(device: torch.device) -> None:
     logits = torch.randn(2, 3, 9, 10, device=device)
     torch.library.opcheck(torch.ops.fastseg.pack_attention_mask.default, (logits, 5, 14))
+    inputs = torch.randn(2, 3, 8, device=device), torch.randn(2, 8, 6, 10, device=device)
+    torch.library.opcheck(torch.ops.fastseg.attention_mask.default, inputs)
+
+
+def test_autocast(device: torch.device) -> None:
+    embed = torch.randn(2, 5, 16, device=device)
+    features = torch.randn(2, 16, 7, 11, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        words = attention_mask(embed, features.bfloat16())
+    assert torch.equal(words, attention_mask(embed.bfloat16(), features.bfloat16()))
 
 
 def test_compiles(device: torch.device) -> None:
