@@ -15,12 +15,12 @@ from benchmarks.harness.inputs import generator
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """3x3 with masks on the stride-8 and stride-16 maps of two 800x1344 images."""
+    """3x3 with masks on the stride-8 and stride-16 maps of two 800x1344 images; depthwise too."""
     shapes = ((2, 8, 6, 7),) if setting.quick else ((2, 256, 100, 168), (2, 512, 50, 84))
-    for direction, layout, shape in itertools.product(
-        ("forward", "backward"), ("nhwc", "nchw"), shapes
-    ):
-        yield _case(Workload(setting, direction, layout, shape))
+    for direction in ("forward", "backward"):
+        for layout, shape in itertools.product(("nhwc", "nchw"), shapes):
+            yield _case(Workload(setting, direction, layout, shape, groups=1))
+        yield _case(Workload(setting, direction, "nhwc", shapes[-1], groups=shapes[-1][1]))
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,17 @@ class Workload:
     direction: str
     layout: str
     shape: tuple[int, int, int, int]
+    groups: int
 
     def operands(self, layout: str) -> list[Tensor]:
         """Input, offsets of about 2 pixels, weight, mask."""
         batch, channels, height, width = self.shape
+        inputs = channels // self.groups
         random = generator(0)
         tensors = [
             torch.randn(self.shape, generator=random),
             torch.randn(batch, 18, height, width, generator=random) * 2,
-            torch.randn(channels, channels, 3, 3, generator=random) / (3 * channels**0.5),
+            torch.randn(channels, inputs, 3, 3, generator=random) / (3 * inputs**0.5),
             torch.rand(batch, 9, height, width, generator=random),
         ]
         order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
@@ -56,16 +58,18 @@ def _case(work: Workload) -> Case:
     batch, channels, height, width = work.shape
     pixels = batch * height * width
     backward = work.direction == "backward"
-    elements = (2 * channels + 27) * pixels + 9 * channels**2
+    kind = "" if work.groups == 1 else "depthwise "
+    weights = 9 * channels**2 // work.groups
+    elements = (2 * channels + 27) * pixels + weights
     half = work.setting.dtype.itemsize == 2
     return Case(
-        name=f"{batch}x{channels}x{height}x{width} 3x3 v2 {work.direction} {work.layout}",
+        name=f"{batch}x{channels}x{height}x{width} 3x3 v2 {kind}{work.direction} {work.layout}",
         providers={
             "fastseg": lambda: _fastseg(work),
             "torchvision": lambda: _torchvision(work),
         },
         bytes_moved=elements * work.setting.dtype.itemsize * (2 if backward else 1),
-        flops=2 * pixels * 9 * channels**2 * (2 if backward else 1),
+        flops=2 * pixels * weights * (2 if backward else 1),
         # The weights' gradients, up to 350, are sums of 33,600 products in another order than the
         # peer's: measured 1.2e-4 beyond 1e-5 of the value. A half's sums are rounded to 11 bits
         # or 8, the peer's columns before them as well.

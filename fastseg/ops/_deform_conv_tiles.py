@@ -59,6 +59,7 @@ class Tiles:
     def __init__(self, call: Call, tile_bytes: int) -> None:
         self.call = call
         self.kernels = call.kernels
+        self.image: Tensor | None = None
         row = call.taps * call.channels * call.dtype.itemsize
         self.tile = min(max(tile_bytes // row // 64 * 64, 64), call.pixels)
         self.uses_onednn = (
@@ -77,16 +78,27 @@ class Tiles:
     def _tiles_of(self, image: int, buffer: Tensor) -> Iterator[Tile]:
         call, own = self.call, slice(image, image + 1)
         mask = None if call.mask is None else call.mask[own]
-        tensors = (self.ordered(call.input[own]), call.offset[own], mask)
+        tensors = (self._ordered(call.input[own]), call.offset[own], mask)
         for first in range(0, call.pixels, self.tile):
             pixels = slice(first, min(first + self.tile, call.pixels))
             columns = self.columns(buffer, pixels.stop - first)
             arguments = (*tensors, columns, call.geometry, call.offset_groups, first)
             yield Tile(image, pixels, columns, arguments)
 
-    def ordered(self, maps: Tensor) -> Tensor:
-        """Maps [B, C, H, W], channels-last and in the order that columns have."""
-        return maps.contiguous(memory_format=torch.channels_last)
+    def _ordered(self, image: Tensor) -> Tensor:
+        """An image [1, C, H, W], channels-last and in the order that columns have."""
+        source = self.arranged(image)
+        if source is image and image.is_contiguous(memory_format=torch.channels_last):
+            return image
+        # One for all images: a new one for each would exist beside the last tile's.
+        if self.image is None:
+            self.image = torch.empty_like(image, memory_format=torch.channels_last)
+        self.image.unflatten(1, source.shape[1:-2]).copy_(source)
+        return self.image
+
+    def arranged(self, maps: Tensor) -> Tensor:
+        """Maps [B, C, H, W] in the order that columns have, C perhaps as several dimensions."""
+        return maps
 
     def restored(self, maps: Tensor) -> Tensor:
         """Maps in the input's order again."""
@@ -133,10 +145,10 @@ class LaneTiles(Tiles):
         super().__init__(call, tile_bytes)
         self.kernels = call.kernels.permute(2, 1, 0).contiguous()
 
-    def ordered(self, maps: Tensor) -> Tensor:
-        if self.call.groups < self.call.channels:
-            maps = maps.unflatten(1, (self.call.groups, -1)).transpose(1, 2).flatten(1, 2)
-        return super().ordered(maps)
+    def arranged(self, maps: Tensor) -> Tensor:
+        if self.call.groups == self.call.channels:
+            return maps
+        return maps.unflatten(1, (self.call.groups, -1)).transpose(1, 2)
 
     def restored(self, maps: Tensor) -> Tensor:
         return maps.unflatten(1, (-1, self.call.groups)).transpose(1, 2).flatten(1, 2)
