@@ -46,7 +46,10 @@ def add_command(commands: Any) -> None:
     segment.add_argument("images", nargs="*", metavar="IMAGE", help="image file or directory")
     segment.add_argument("--demo", action="store_true", help="use the images shipped with fastseg")
     segment.add_argument(
-        "--weights", metavar="FILE", help="checkpoint; default: the shipped model of cell nuclei"
+        "--weights",
+        metavar="PATH",
+        help="checkpoint's file, or folder of transformers; default: the shipped model of cell "
+        "nuclei",
     )
     segment.add_argument(
         "--task", choices=TASKS, help="what to find; default: what the model was trained for"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fastseg.checkpoints.files import read_file
+from fastseg.checkpoints.fill import listing
 
 INDEX = ".index.json"
 # The first that a folder has is read.
@@ -21,6 +23,8 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# Of other files that may be checkpoints.
+SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".bin")
 # What transformers calls a class without a name.
 NAMELESS = re.compile(r"LABEL_\d+")
 
@@ -37,10 +41,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         ``folder_config``.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
+        FileNotFoundError: there is no such file or folder; nothing is downloaded.
         ValueError: the folder has no weights, or a file cannot be read.
     """
     path = Path(path)
+    if not path.exists():
+        message = "no such file or folder of weights, and fastseg downloads none"
+        raise FileNotFoundError(errno.ENOENT, message, str(path))
     if not (path.is_dir() or path.name.endswith(INDEX)):
         return read_file(path)
     folder = path if path.is_dir() else path.parent
@@ -55,7 +62,9 @@ def weights_in(path: Path) -> Path:
     for name in WEIGHTS:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"{path} has no weights: none of {', '.join(WEIGHTS)}")
+    others = sorted(one.name for one in path.iterdir() if one.suffix in SUFFIXES)
+    named = f"; name one of its files instead: {listing(others)}" if others else ""
+    raise ValueError(f"the folder {path} has none of {', '.join(WEIGHTS)}{named}")
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

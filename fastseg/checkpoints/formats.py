@@ -19,6 +19,11 @@ TRANSFORMERS_MASKFORMER = "transformers MaskFormer"
 MMDETECTION_MASKFORMER = "mmdetection MaskFormer"
 MMSEGMENTATION_MASK2FORMER = "mmsegmentation Mask2Former"
 MMSEGMENTATION_MASKFORMER = "mmsegmentation MaskFormer"
+READABLE = (
+    "Mask R-CNN (on a ResNet) of torchvision; SOLO of fastseg, of the original and of mmdetection; "
+    "SOLOv2 of AdelaiDet; Mask2Former and MaskFormer of fastseg, of the original, of mmdetection, "
+    "of mmsegmentation and of transformers"
+)
 
 # The first format of which every beginning occurs is the one.
 FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -68,6 +73,8 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("DETR or Deformable DETR (no masks)", ("class_embed.", "bbox_embed.")),
     ("transformers EoMT", ("query.", "class_predictor.", "mask_head.")),
     ("transformers SegFormer", ("segformer.", "decode_head.")),
+    ("another model of mmsegmentation", ("backbone.", "decode_head.")),
+    ("torchvision DeepLab or FCN", ("backbone.", "classifier.4.")),
     ("Segment Anything", ("image_encoder.", "mask_decoder.")),
     ("Ultralytics YOLO", ("model.0.conv.",)),
     ("ResNet image classifier", ("conv1.", "layer1.0.", "fc.")),

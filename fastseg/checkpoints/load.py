@@ -33,6 +33,7 @@ from fastseg.checkpoints.formats import (
     FASTSEG_SOLO,
     MMDETECTION_SOLO,
     ORIGINAL_SOLO,
+    READABLE,
     TORCHVISION_MASK_RCNN,
     recognise,
 )
@@ -98,6 +99,8 @@ def load_model(
     ``task="panoptic"``, 150 for ADE20K's and 19 for Cityscapes' and ``task="semantic"``; any other
     number, and other names in the file, is ``task="instance"``, from mmsegmentation always
     ``task="semantic"``. No tensor shows the task, nor whether weights are Mask2Former's for videos.
+    Of ADE20K and Cityscapes images also have the size with which the original tests: a shorter
+    side of 640 (512 for semantic maps on other backbones than Swin-B and -L) and 1024.
 
     torchvision runs its published V1 weights with a batch normalisation eps of 0 and everything
     else with 1e-5, which no tensor shows. The published file is known by its checksum or its
@@ -139,10 +142,10 @@ def load_model(
     found = recognise(tensors)
     reader = READERS.get(found or "")
     if reader is None:
+        beginning = f", its keys begin with {', '.join(list(tensors)[:5])}"
         raise ValueError(
-            f"{source} looks like {found or 'no known format'}; "
-            f"load_model() reads {', '.join(READERS)}. "
-            f"Its keys begin with {', '.join(list(tensors)[:5])}"
+            f"{source} looks like {found or 'no known format' + beginning}; "
+            f"load_model() reads {READABLE}"
         )
     unknown = sorted(set(hyper_parameters) - reader.hyper_parameters)
     if unknown:
@@ -228,10 +231,9 @@ def mask2former_network(
     state_dict = tensors
     if names is not None:
         state_dict = mask2former.with_our_names(tensors, names, source)
-    known = mask2former.defaults(state_dict, options.get("class_names"))
-    if names is not None and names.task is not None:
-        known["task"] = names.task
-    options = {**known, **options}
+    if names is not None:
+        options = {**names.defaults, **options}
+    options = {**mask2former.defaults(state_dict, options), **options}
     if (
         len(state_dict.get("decoder.class_predictor.bias", ())) == 41
         and "class_names" not in options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -44,6 +44,10 @@ from fastseg.models.maskformer import MaskFormer
 # What its data set's number of classes tells of a checkpoint: ADE20K's and Cityscapes' may as well
 # be trained for panoptic segmentation.
 TASKS = {80: "instance", 133: "panoptic", 150: "semantic", 19: "semantic"}
+# Lengths of the shorter and the longer side that the zoos test with, where they are not COCO's.
+IMAGE_SIZES = {19: (1024, 2048), 150: (640, 2560)}
+ADE20K_SMALL_SEMANTIC = (512, 2048)
+SMALL_SWIN = 96  # channels of its first stage
 # Sampling points per head and scale, which the peers' zoos have in common.
 NUM_POINTS = 4
 NUM_HEADS = 8
@@ -59,13 +63,13 @@ class Names:
         rules: for ``fastseg.checkpoints.keys.renamed``, for all but the backbone.
         resnet: such rules for a ResNet under our prefix.
         backbone: the peer's prefix of the backbone.
-        task: which all of the peer's models are trained for, if there is one.
+        defaults: hyper-parameters that the peer's models have in common and that are not ours.
     """
 
     rules: Sequence[tuple[str, str]]
     resnet: Sequence[tuple[str, str]] = ()
     backbone: str = "backbone."
-    task: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Per format; None for our own names.
@@ -80,12 +84,14 @@ NAMES: dict[str, Names | None] = {
     ),
     FASTSEG_MASKFORMER: None,
     ORIGINAL_MASKFORMER: Names(original_mask2former.MASKFORMER_RULES, detectron2_resnet.RULES),
-    MMDETECTION_MASKFORMER: Names(mmdetection_mask2former.MASKFORMER_RULES),
+    MMDETECTION_MASKFORMER: Names(
+        mmdetection_mask2former.MASKFORMER_RULES, defaults={"object_mask_threshold": 0.8}
+    ),
     MMSEGMENTATION_MASK2FORMER: Names(
-        mmdetection_mask2former.MMSEGMENTATION_RULES, task="semantic"
+        mmdetection_mask2former.MMSEGMENTATION_RULES, defaults={"task": "semantic"}
     ),
     MMSEGMENTATION_MASKFORMER: Names(
-        mmdetection_mask2former.MMSEGMENTATION_MASKFORMER_RULES, task="semantic"
+        mmdetection_mask2former.MMSEGMENTATION_MASKFORMER_RULES, defaults={"task": "semantic"}
     ),
     TRANSFORMERS_MASKFORMER: Names(
         transformers_mask2former.MASKFORMER_RULES,
@@ -120,26 +126,44 @@ def with_our_names(tensors: Mapping[str, Tensor], names: Names, source: str) -> 
 
 
 def defaults(
-    state_dict: Mapping[str, Tensor], class_names: Sequence[str] | None = None
+    state_dict: Mapping[str, Tensor], options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Hyper-parameters that the number of classes suggests.
 
     Args:
         state_dict: tensors under our names.
-        class_names: where they are known; if less than half of them are those of the data set with
-            as many classes, it is another data set, of which all classes are taken for things.
+        options: hyper-parameters that are known. If less than half of the "class_names" are those
+            of the data set with as many classes, it is another data set, of which all classes are
+            taken for things.
     """
+    options = options or {}
+    class_names = options.get("class_names")
     bias = state_dict.get("decoder.class_predictor.bias")
     known = None if bias is None else categories.by_count(len(bias) - 1)
     if known is None or len(known) not in TASKS:
         return {}
     if class_names is not None and 2 * len(set(class_names) & set(known.names)) < len(known):
         return {"thing_classes": range(len(known))}
-    return {
-        "task": TASKS[len(known)],
-        "class_names": known.names,
-        "thing_classes": known.things,
-    }
+    task = options.get("task", TASKS[len(known)])
+    found = {"task": task, "class_names": known.names, "thing_classes": known.things}
+    if len(known) in IMAGE_SIZES:
+        found["min_size"], found["max_size"] = image_sizes(state_dict, len(known), task)
+    return found
+
+
+def image_sizes(state_dict: Mapping[str, Tensor], num_classes: int, task: str) -> tuple[int, int]:
+    """Lengths of the shorter and the longer side that images of ADE20K or Cityscapes are given.
+
+    Args:
+        state_dict: tensors under our names.
+        num_classes: a key of ``IMAGE_SIZES``.
+        task: ADE20K's semantic models have smaller images, but for those on large backbones.
+    """
+    embedding = state_dict.get("backbone.patch_embed.proj.weight")
+    large = embedding is not None and len(embedding) > SMALL_SWIN
+    if num_classes == len(categories.ADE20K) and task == "semantic" and not large:
+        return ADE20K_SMALL_SEMANTIC
+    return IMAGE_SIZES[num_classes]
 
 
 def build(

@@ -101,9 +101,17 @@ def test_placeholders_are_no_names(tmp_path, labels):
 
 
 def test_folder_without_weights(tmp_path):
-    (tmp_path / "weights.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"has no weights: none of model\.safetensors"):
+    with pytest.raises(ValueError, match=r"has none of model\.safetensors, [^;]*$"):
         read_checkpoint(tmp_path)
+    for name in ("epoch_2.pth", "epoch_1.pth", "log.txt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"; name one of its files .*: epoch_1.pth, epoch_2.pth$"):
+        read_checkpoint(tmp_path)
+
+
+def test_models_of_a_hub_are_not_downloaded():
+    with pytest.raises(FileNotFoundError, match=r"downloads none: 'facebook/mask2former'"):
+        read_checkpoint("facebook/mask2former")
 
 
 def test_parts_that_are_missing(tmp_path):

@@ -18,99 +18,22 @@ from mask2former_names import (
     TRANSFORMERS_4,
     under_names,
 )
+from mask2former_small import (
+    assert_same,
+    small_backbone,
+    small_maskformer,
+    small_model,
+)
 from safetensors.torch import save_file
 from torch import nn
 
-from fastseg import categories, load_model, models
-from fastseg.backbones.resnet import BasicBlock, Bottleneck, ResNet
-from fastseg.backbones.swin import SwinTransformer
+from fastseg import load_model, models
+from fastseg.backbones.resnet import BasicBlock, ResNet
 from fastseg.checkpoints import mask2former
-from fastseg.layers.base_pixel_decoder import BasePixelDecoder
+from fastseg.checkpoints.formats import READABLE
+from fastseg.checkpoints.load import READERS
 from fastseg.layers.batch_norm import FrozenBatchNorm2d
-from fastseg.layers.encoder_pixel_decoder import TransformerEncoderPixelDecoder
-from fastseg.layers.masked_attention_decoder import MaskedAttentionDecoder
-from fastseg.layers.pixel_decoder import MSDeformAttnPixelDecoder
-from fastseg.layers.transformer_decoder import TransformerDecoder
-from fastseg.models import Mask2Former, MaskFormer
-
-
-def small_backbone(kind: str, **options) -> ResNet | SwinTransformer:
-    if kind == "swin":
-        return SwinTransformer(
-            embed_channels=8, depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 4), window_size=3
-        )
-    return ResNet(block=Bottleneck, depths=(1, 2, 1, 1), width=8, **options)
-
-
-def small_model(backbone: nn.Module, *, num_classes: int = 3, channels: int = 32) -> Mask2Former:
-    """A network in which every size differs from the usual."""
-    torch.manual_seed(0)
-    model = Mask2Former(
-        backbone=backbone,
-        pixel_decoder=MSDeformAttnPixelDecoder(
-            in_channels=backbone.out_channels,
-            channels=32,
-            mask_channels=96,
-            num_heads=2,
-            num_layers=2,
-            ffn_channels=24,
-        ),
-        decoder=MaskedAttentionDecoder(
-            num_classes=num_classes,
-            num_queries=5,
-            in_channels=32,
-            channels=channels,
-            mask_channels=96,
-            num_heads=2,
-            num_layers=4,
-            ffn_channels=40,
-        ),
-    )
-    return randomised(model)
-
-
-def small_maskformer(
-    backbone: nn.Module, *, channels: int = 48, encoded: bool | None = None
-) -> MaskFormer:
-    """With an encoder in the pixel decoder or, for None, without."""
-    torch.manual_seed(0)
-    widths = {"in_channels": backbone.out_channels, "channels": 32, "mask_channels": 96}
-    model = MaskFormer(
-        backbone=backbone,
-        pixel_decoder=BasePixelDecoder(**widths)
-        if encoded is None
-        else TransformerEncoderPixelDecoder(
-            **widths, num_layers=2, ffn_channels=24, returns_encoded=encoded
-        ),
-        decoder=TransformerDecoder(
-            num_classes=3,
-            in_channels=32 if encoded else backbone.out_channels[-1],
-            num_queries=5,
-            channels=channels,
-            mask_channels=96,
-            num_layers=2,
-            ffn_channels=40,
-        ),
-    )
-    return randomised(model)
-
-
-@torch.no_grad()
-def randomised(model: Mask2Former) -> Mask2Former:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.normal_(std=0.2)
-            tensor.add_(1.0 if "norm" in name or "running_var" in name else 0.0)
-    return model
-
-
-def assert_same(loaded: Mask2Former, expected: Mask2Former) -> None:
-    assert str(loaded) == str(expected)
-    for key, tensor in expected.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], tensor), key
-    assert not loaded.training
-    heads = [module.num_heads for module in expected.modules() if hasattr(module, "num_heads")]
-    assert [m.num_heads for m in loaded.modules() if hasattr(m, "num_heads")] == heads
+from fastseg.models import MaskFormer
 
 
 @pytest.mark.parametrize("backbone", ["resnet", "swin"])
@@ -225,102 +148,6 @@ def test_every_network_of_the_zoo_is_recognised(name):
     assert str(read) == str(built)
 
 
-@pytest.mark.parametrize(
-    ("known", "task"),
-    [
-        (categories.COCO, "instance"),
-        (categories.COCO_PANOPTIC, "panoptic"),
-        (categories.ADE20K, "semantic"),
-        (categories.CITYSCAPES, "semantic"),
-        (None, "instance"),
-    ],
-)
-def test_classes_and_task_by_their_number(known, task):
-    model = small_model(small_backbone("swin"), num_classes=len(known or range(11)))
-    load = partial(load_model, under_names(model.state_dict(), ORIGINAL))
-    loaded = load()
-    assert loaded.task == task
-    assert loaded.class_names == (known and known.names)
-    assert loaded.thing_classes == (known.things if known else tuple(range(11)))
-    assert load(task="panoptic").task == "panoptic"
-    changed = load(thing_classes=[1], class_names=[str(i) for i in range(len(known or range(11)))])
-    assert changed.thing_classes == (1,)
-    assert changed.class_names[3] == "3"
-
-
-@pytest.mark.parametrize(
-    "known", [categories.COCO_PANOPTIC, categories.ADE20K, categories.CITYSCAPES]
-)
-def test_names_tell_another_data_set(known):
-    """Of as many classes; another spelling of some is the same data set."""
-    model = small_model(small_backbone("swin"), num_classes=len(known))
-    load = partial(load_model, model.state_dict())
-    respelled = [name.upper() if label % 4 == 0 else name for label, name in enumerate(known.names)]
-    loaded = load(class_names=respelled)
-    assert loaded.class_names == tuple(respelled)
-    assert loaded.thing_classes == known.things
-    assert loaded.task != "instance"
-    other = load(class_names=[f"cell {label}" for label in range(len(known))])
-    assert other.thing_classes == tuple(range(len(known)))
-    assert other.task == "instance"
-
-
-@pytest.mark.parametrize("keys", [("classes", "thing_classes"), ("CLASSES", "THING_CLASSES")])
-def test_things_of_mmdetection(keys):
-    """A panoptic data set says which of its classes are things; SOLO has no use for it."""
-    names, things = keys
-    meta = {"dataset_meta": {names: ("cat", "sky", "dog"), things: ["cat", "dog"]}}
-    state_dict = under_names(small_model(small_backbone("resnet")).state_dict(), MMDETECTION)
-    loaded = load_model({"meta": meta, "state_dict": state_dict})
-    assert loaded.class_names == ("cat", "sky", "dog")
-    assert loaded.thing_classes == (0, 2)
-    assert loaded.task == "panoptic"
-    assert load_model({"meta": meta, "state_dict": state_dict}, task="semantic").task == "semantic"
-    with torch.device("meta"):
-        solo = models.solov2_light_resnet18_fpn(num_classes=3)
-    zeros = {key: torch.zeros(tensor.shape) for key, tensor in solo.state_dict().items()}
-    solo = load_model({"meta": meta, "state_dict": zeros})
-    assert solo.class_names == ("cat", "sky", "dog")
-
-
-@pytest.mark.parametrize("network", [small_model, small_maskformer])
-def test_mmsegmentation_is_semantic(network):
-    """Whatever the number of classes and their names, which it calls as mmdetection does."""
-    peers = PEERS if network is small_model else MASKFORMER_PEERS
-    state_dict = under_names(
-        network(small_backbone("resnet")).state_dict(), peers["mmsegmentation"]
-    )
-    assert load_model(state_dict).task == "semantic"
-    meta = {"dataset_meta": {"classes": ("road", "water", "field"), "palette": [[0, 0, 0]] * 3}}
-    loaded = load_model({"meta": meta, "state_dict": state_dict})
-    assert (loaded.task, loaded.class_names) == ("semantic", ("road", "water", "field"))
-    assert load_model(state_dict, task="panoptic").task == "panoptic"
-
-
-def test_every_hyper_parameter_arrives():
-    loaded = load_model(
-        small_model(small_backbone("resnet")).state_dict(),
-        task="semantic",
-        min_size=64,
-        max_size=90,
-        size_divisible=64,
-        top_k=7,
-        object_mask_threshold=0.7,
-        overlap_threshold=0.6,
-        stride_in_1x1=True,
-        batch_norm_eps=0.5,
-        image_mean=(0.1, 0.2, 0.3),
-        image_std=(0.4, 0.5, 0.6),
-    )
-    transform = loaded.transform
-    assert (transform.min_size, transform.max_size, transform.size_divisible) == (64, 90, 64)
-    assert (transform.image_mean, transform.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert (loaded.task, loaded.top_k) == ("semantic", 7)
-    assert (loaded.object_mask_threshold, loaded.overlap_threshold) == (0.7, 0.6)
-    assert loaded.backbone.layer2[0].conv1.stride == (2, 2)
-    assert loaded.backbone.bn1.eps == 0.5
-
-
 def test_number_of_heads():
     """Twice the heads with half the points have attention weights of the same shape."""
     expected = small_model(small_backbone("resnet"))
@@ -430,9 +257,19 @@ def test_what_does_not_fit_is_named(peer):
         (("query.weight", "class_predictor.bias", "mask_head.fc1.bias"), "transformers EoMT"),
         (("pixel_level_module.encoder.a",), "without class predictor"),
         (("sem_seg_head.pixel_decoder.a", "sem_seg_head.predictor.decoder.b"), "Mask DINO"),
-        (("something.else",), "no known format"),
+        (("backbone.a", "decode_head.conv_seg.bias"), "another model of mmsegmentation"),
+        (("backbone.conv1.weight", "classifier.4.bias"), "torchvision DeepLab or FCN"),
+        (("something.else",), "no known format, its keys begin with something.else"),
     ],
 )
 def test_other_networks_are_refused_by_name(keys, name):
     with pytest.raises(ValueError, match=f"looks like .*{name}.*load_model.. reads .*Mask2Former"):
         load_model({key: torch.zeros(1) for key in keys})
+
+
+def test_refusals_name_every_format_that_is_read():
+    """As "MODEL of PEER and of PEER; MODEL of ..."."""
+    named = [part.split(" of ") for part in READABLE.split("; ")]
+    for name in READERS:
+        peer, _, model = name.removesuffix(" on a ResNet").removeprefix("the ").partition(" ")
+        assert any(model in part[0] and peer in " ".join(part[1:]) for part in named), name

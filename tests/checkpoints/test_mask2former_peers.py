@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 
 import mmdetection_peer
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from fastseg import categories, load_model, models
 from fastseg.layers.mask_classification import MaskPredictions
-from fastseg.models import Mask2Former
+from fastseg.models import ImageBatch, Mask2Former
 
 STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 SWIN = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
@@ -170,6 +171,33 @@ def test_mmsegmentation(config, changes):
     known = categories.CITYSCAPES if "cityscapes" in config else categories.ADE20K
     assert (model.task, model.class_names) == ("semantic", known.names)
     assert_same_layers(peer, model)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (90, 120)])
+def test_labels_of_mmsegmentation(monkeypatch, size):
+    """From the same logits, without and with padding, in an image of another size."""
+    peer = mmdetection_peer.mmseg_model(
+        "mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024", backbone__norm_cfg__type="BN"
+    )
+    model = load_model(peer.state_dict())
+    predictions = MaskPredictions(3 * torch.randn(1, 100, 20), 5 * torch.randn(1, 100, 24, 32))
+    outputs = [predictions.class_logits], [predictions.mask_logits]
+    monkeypatch.setattr(peer.decode_head, "forward", lambda *_: outputs)
+    batch = ImageBatch(torch.randn(1, 3, 96, 128), torch.tensor([size]), [(75, 100)])
+    metainfo = {
+        "ori_shape": (75, 100),
+        "img_shape": size,
+        "pad_shape": (96, 128),
+        "padding_size": [0, 128 - size[1], 0, 96 - size[0]],
+    }
+    sample = importlib.import_module("mmseg.structures").SegDataSample(metainfo=metainfo)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        [theirs] = peer.predict(batch.pixels, [sample])
+    [ours] = model.postprocess(predictions, batch)
+    expected = theirs.pred_sem_seg.data[0]
+    assert len(expected.unique()) > 5
+    assert (ours.labels == expected).float().mean() > 0.999
 
 
 def assert_same_layers(peer: nn.Module, model: Mask2Former) -> None:
