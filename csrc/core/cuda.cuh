@@ -156,6 +156,18 @@ __device__ inline void atomic_add_vector(float* to, const float* values) {
 #endif
 }
 
+// 2^x, in float by the one instruction that GPUs have for it: results below 2^-126 are 0.
+__device__ inline float fast_exp2(float x) {
+#if defined(__CUDA_ARCH__)
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+#else
+  return exp2f(x);
+#endif
+}
+__device__ inline double fast_exp2(double x) { return exp2(x); }
+
 // ---- Warp collectives: all 32 lanes must call them ----------------------------------------------
 
 __device__ inline int thread_rank() {

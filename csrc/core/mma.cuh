@@ -163,6 +163,19 @@ __device__ unsigned rounded_word(unsigned word) {
   return word;
 }
 
+// Two numbers, rounded, as a word of half_t or bfloat16_t.
+template <class T>
+__device__ unsigned pair_word(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<T, bfloat16_t>) {
+    unsigned word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+  }
+#endif
+  return static_cast<unsigned>(T(low).bits) | static_cast<unsigned>(T(high).bits) << 16;
+}
+
 // Whether multiply_tiles() is an instruction or two; where it is not, it serves tests alone.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 template <class T>

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
   const Acc base = finite_base(max);
   for (int64_t s = lane_id(); s < splits; s += kWarpSize) {
     const Acc* part = workspace.output_part(s, row);
-    sum = multiply_add(part[width + 1], exp2(part[width] - base), sum);
+    sum = multiply_add(part[width + 1], fast_exp2(part[width] - base), sum);
   }
   sum = warp_reduce_sum(sum);
   T* output = p.output.template at<T>(at.b, at.m, row % p.query.size[2]);
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 8
     for (int64_t s = 0; s < splits; ++s) {
       const Acc* part = workspace.output_part(s, row);
-      total = multiply_add(part[c], exp2(part[width] - base), total);
+      total = multiply_add(part[c], fast_exp2(part[width] - base), total);
     }
     output[c * p.output.stride[3]] = static_cast<T>(p.key.size[2] == 0 ? Acc(0) : total / sum);
   }

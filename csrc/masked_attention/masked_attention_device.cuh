@@ -73,7 +73,7 @@ struct Pair {
   Acc weight, slope;
 
   __device__ Pair(bool attended, Acc score, Acc log_sum, Acc grad, Acc product)
-      : weight(attended ? exp2(score - log_sum) : Acc(0)),
+      : weight(attended ? fast_exp2(score - log_sum) : Acc(0)),
         slope(attended ? weight * (grad - product) : Acc(0)) {}
 };
 

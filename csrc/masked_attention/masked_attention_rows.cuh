@@ -121,7 +121,7 @@ struct Running {
   // Turns the lane's score of query i into a weight, and scales the output so far to match.
   __device__ Acc weigh(int i, Acc score) {
     const Acc top = Max()(max[i], warp_reduce_max(score)), base = finite_base(top);
-    const Acc shrink = exp2(max[i] - base), weight = exp2(score - base);
+    const Acc shrink = fast_exp2(max[i] - base), weight = fast_exp2(score - base);
     max[i] = top;
     sum[i] = multiply_add(sum[i], shrink, weight);
 #pragma unroll

@@ -44,7 +44,11 @@ struct Tiles {
 template <class Shape, class T>
 __device__ void copy_tile(const View<4>& from, const Place& at, int64_t first, T* tile) {
   constexpr int kVectors = Shape::kWidth / Shape::kVector;
-  for (int i = threadIdx.x; i < Shape::kRows * kVectors; i += kThreads) {
+  constexpr int kAll = Shape::kRows * kVectors;
+#pragma unroll
+  for (int n = 0; n < ceil_div(kAll, kThreads); ++n) {
+    const int i = n * kThreads + threadIdx.x;
+    if (kAll % kThreads != 0 && i >= kAll) break;
     const int row = i / kVectors, c = i % kVectors * Shape::kVector;
     const bool exists = first + row < from.size[2] && c < from.size[3];
     const T* source = exists ? from.at<const T>(at.b, at.m, first + row, c) : from.as<const T>();
@@ -97,12 +101,6 @@ __device__ void multiply_rows(const OwnRows<Shape>& own, const T* tile,
   }
 }
 
-// Two numbers as a word of halves.
-template <class T>
-__device__ unsigned halves(float low, float high) {
-  return static_cast<unsigned>(T(low).bits) | static_cast<unsigned>(T(high).bits) << 16;
-}
-
 // sums += weights * tile. Products come as left factors do, but for the order of columns in a step
 // of floats: a lane has columns 2 * t and 2 * t + 1 where t and 4 + t are due, so that rows of the
 // tile are taken in that order too.
@@ -115,10 +113,10 @@ __device__ void add_products(const typename Shape::Products& weights, const T* t
     unsigned left[4];
     if constexpr (sizeof(T) == 2) {
       const float (&high)[4] = weights[k / 8 + 1];
-      left[0] = halves<T>(low[0], low[1]);
-      left[1] = halves<T>(low[2], low[3]);
-      left[2] = halves<T>(high[0], high[1]);
-      left[3] = halves<T>(high[2], high[3]);
+      left[0] = pair_word<T>(low[0], low[1]);
+      left[1] = pair_word<T>(low[2], low[3]);
+      left[2] = pair_word<T>(high[0], high[1]);
+      left[3] = pair_word<T>(high[2], high[3]);
     } else {
       constexpr int kOrder[] = {0, 2, 1, 3};
 #pragma unroll
@@ -225,19 +223,19 @@ struct RunningPair {
       float top = max[i];
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
-        top = Max()(Max()(top, scores[j][2 * i]), scores[j][2 * i + 1]);
+        top = fmaxf(fmaxf(top, scores[j][2 * i]), scores[j][2 * i + 1]);
       }
-      top = Max()(top, __shfl_xor_sync(kFullMask, top, 1));
-      top = Max()(top, __shfl_xor_sync(kFullMask, top, 2));
+      top = fmaxf(top, __shfl_xor_sync(kFullMask, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kFullMask, top, 2));
       const float base = finite_base(top);
-      shrink[i] = exp2f(max[i] - base);
+      shrink[i] = fast_exp2(max[i] - base);
       max[i] = top;
       sum[i] *= shrink[i];
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
         for (int e = 2 * i; e < 2 * i + 2; ++e) {
-          scores[j][e] = exp2f(scores[j][e] - base);
+          scores[j][e] = fast_exp2(scores[j][e] - base);
           sum[i] += scores[j][e];
         }
       }
