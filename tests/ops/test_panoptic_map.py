@@ -93,8 +93,9 @@ def test_reference(case: str, kind: str, device: torch.device) -> None:
 
 
 def test_more_masks_than_fit_a_round(device: torch.device) -> None:
-    masks = blobs(300, 5, 6).to(device)
-    winners, _ = check(masks, some_scores(300).to(device), (25, 40))
+    masks, scores = blobs(300, 7, 9).to(device), some_scores(300).to(device)
+    masks[256:] += 4
+    winners, _ = check(masks, scores, (25, 40))
     assert (winners >= 256).any() and ((winners >= 0) & (winners < 256)).any()
 
 
