@@ -1,6 +1,7 @@
 // Attention masks on the CPU: a query's rows are resized one after the other into a short buffer,
 // and whole words of it packed as soon as they are full, since rows do not end where words do.
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "attention_mask/attention_mask_math.h"
@@ -30,36 +31,33 @@ struct Columns {
   }
 };
 
-// One row of a query's logits at the map's size.
+// A row of logits as floats next to each other: the row itself, or a copy in `buffer`.
 template <class T>
-void write_row(const AttentionMaskParams& p, const Columns& columns, const T* logits, int64_t row,
-               float* __restrict out) {
+const float* read_row(const AttentionMaskParams& p, const T* logits, int64_t row, float* buffer) {
+  const T* from = logits + row * p.logits.stride[2];
   const int64_t step = p.logits.stride[3];
-  if (keeps_size(p)) {
-    const T* from = logits + row * p.logits.stride[2];
-    for (int64_t x = 0; x < p.width; ++x) out[x] = static_cast<float>(from[x * step]);
-    return;
-  }
-  const Blend blend = cpu_interpolate_blend(p.height, p.width);
-  const Tap y = stretched_tap(row, p.height, static_cast<int>(p.logits.size[2]));
-  const T* north = logits + y.low * p.logits.stride[2];
-  const T* south = logits + y.high * p.logits.stride[2];
+  if (std::is_same_v<T, float> && step == 1) return reinterpret_cast<const float*>(from);
+  for (int64_t x = 0; x < p.logits.size[3]; ++x) buffer[x] = static_cast<float>(from[x * step]);
+  return buffer;
+}
+
+// A row of the map between two rows of logits.
+void blend_rows(Blend blend, const Tap& y, const Columns& columns, const float* __restrict north,
+                const float* __restrict south, float* __restrict out) {
   const int *low = columns.low.data(), *high = columns.high.data();
   const float *low_weight = columns.low_weight.data(), *high_weight = columns.high_weight.data();
-  for (int64_t x = 0; x < p.width; ++x) {
-    const int64_t west = low[x] * step, east = high[x] * step;
-    const float north_west = static_cast<float>(north[west]);
-    const float north_east = static_cast<float>(north[east]);
-    const float south_west = static_cast<float>(south[west]);
-    const float south_east = static_cast<float>(south[east]);
-    if (blend == Blend::separable) {
-      out[x] = blend_pair(
-          blend_pair(north_west, low_weight[x], north_east, high_weight[x]), y.low_weight,
-          blend_pair(south_west, low_weight[x], south_east, high_weight[x]), y.high_weight);
-    } else {
-      out[x] = blend_four(blend, y, low_weight[x], high_weight[x], north_west, north_east,
-                          south_west, south_east);
+  const int64_t width = static_cast<int64_t>(columns.low.size());
+  if (blend == Blend::separable) {
+    for (int64_t x = 0; x < width; ++x) {
+      const float above = blend_pair(north[low[x]], low_weight[x], north[high[x]], high_weight[x]);
+      const float below = blend_pair(south[low[x]], low_weight[x], south[high[x]], high_weight[x]);
+      out[x] = blend_pair(above, y.low_weight, below, y.high_weight);
     }
+    return;
+  }
+  for (int64_t x = 0; x < width; ++x) {
+    out[x] = blend_four(blend, y, low_weight[x], high_weight[x], north[low[x]], north[high[x]],
+                        south[low[x]], south[high[x]]);
   }
 }
 
@@ -67,15 +65,24 @@ template <class T>
 void pack(const AttentionMaskParams& p) {
   const int64_t queries = p.logits.size[1];
   const Columns columns(p.width, p.logits.size[3]);
+  const Blend blend = cpu_interpolate_blend(p.height, p.width);
   const int64_t grain = kPixelsPerTask / std::max<int64_t>(p.height * p.width, 1);
   parallel_for(p.logits.size[0] * queries, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer(64 + p.width);
+    std::vector<float> buffer(64 + p.width), north(p.logits.size[3]), south(p.logits.size[3]);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / queries, q = task % queries;
+      const T* logits = p.logits.at<const T>(b, q);
       uint64_t* word = p.words.at<uint64_t>(b, q);
       int64_t count = 0;  // of pixels in the buffer
       for (int64_t y = 0; y < p.height; ++y) {
-        write_row(p, columns, p.logits.at<const T>(b, q), y, buffer.data() + count);
+        float* row = buffer.data() + count;
+        if (keeps_size(p)) {
+          std::copy_n(read_row(p, logits, y, row), p.width, row);
+        } else {
+          const Tap tap = stretched_tap(y, p.height, static_cast<int>(p.logits.size[2]));
+          blend_rows(blend, tap, columns, read_row(p, logits, tap.low, north.data()),
+                     read_row(p, logits, tap.high, south.data()), row);
+        }
         count += p.width;
         int64_t packed = 0;
         for (; packed + 64 <= count; packed += 64) {
