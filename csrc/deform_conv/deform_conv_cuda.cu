@@ -200,14 +200,14 @@ struct ProductOfColumns {
   static_assert(kTilePixels * 2 == kThreads, "two threads per pixel make its columns of a step");
   static constexpr size_t kShared = 2 * (kTilePixels + kTileOutputs) * sizeof(T) * kRow<T>;
   static constexpr int kWarpOutputs = kTileOutputs / 4;
-  using Product = WarpProduct<T, kWarpPixels / 16, kWarpOutputs / 8, kExact>;
+  using Product = WarpProduct<T, kWarpPixels / 16, kWarpOutputs / 8, kExact, Unrounded::right>;
 
   const ProductKernelParams& q;
   int64_t first;  // pixel of the batch
   int first_output;
   int row, column;    // of a step's columns, the thread's
   int64_t own_pixel;  // of the batch; threads beyond the last make its columns, which nobody stores
-  ColumnMaker<T> maker;
+  ColumnMaker<T, kExact> maker;
   T *left, *right;  // [2][kTilePixels][kRow], [2][kTileOutputs][kRow]
 
   __device__ explicit ProductOfColumns(const ProductKernelParams& params) : q(params) {

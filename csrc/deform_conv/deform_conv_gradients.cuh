@@ -61,36 +61,10 @@ __device__ Place place_of(const DeformConvParams& p, int offset_group, int tap, 
   Place place;
   place.cell = pixel.image * p.input.stride[0] + sample.cell(0, p.input);
   place.grad_cell = pixel.image * p.grad_input.stride[0] + sample.cell(0, p.grad_input);
-  place.inside = 0;
+  place.inside = sample.cells_inside(p.input);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    place.weight[k] = sample.weight(k) * mask;
-    if (!sample.outside && sample.inside(k, p.input)) place.inside |= 1u << k;
-  }
+  for (int k = 0; k < 4; ++k) place.weight[k] = sample.weight(k) * mask;
   return place;
-}
-
-// Adds what the gradients of consecutive columns give: to grad_input, and to the sums of gradients
-// times cells.
-template <class T, class Add>
-__device__ void spread(const DeformConvParams& p, const Place& place, int channel,
-                       const float (&grads)[kLaneChannels], float (&sums)[4], const Add& add) {
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    if (!(place.inside >> k & 1)) continue;
-    const int64_t cell =
-        place.cell + k / 2 * p.input.stride[2] + k % 2 * p.input.stride[3] + channel;
-    const int64_t grad_cell =
-        place.grad_cell + k / 2 * p.grad_input.stride[2] + k % 2 * p.grad_input.stride[3] + channel;
-    const auto values = Vec<T, kLaneChannels>::load(p.input.as<const T>() + cell);
-    float parts[kLaneChannels];
-#pragma unroll
-    for (int e = 0; e < kLaneChannels; ++e) {
-      sums[k] = multiply_add(grads[e], static_cast<float>(values[e]), sums[k]);
-      parts[e] = place.weight[k] * grads[e];
-    }
-    add(p, grad_cell, parts);
-  }
 }
 
 // Lane 4 * g + t gets the sum of values[t] over the lanes of g.
@@ -109,7 +83,7 @@ __device__ float sum_of_four_lanes(const float (&values)[4]) {
 template <class T, bool kExact, class Add>
 struct ColumnGradients {
   static constexpr int kRows = kGradWarpPixels / 16, kColumns = kGradWarpChannels / 8;
-  using Product = WarpProduct<T, kRows, kColumns, kExact>;
+  using Product = WarpProduct<T, kRows, kColumns, kExact, Unrounded::both>;
   static constexpr size_t kShared =
       2 * (kGradPixels + kGradChannels) * sizeof(T) * kRow<T> + kGradPixels * sizeof(Place);
 
@@ -187,18 +161,37 @@ struct ColumnGradients {
         });
   }
 
-  // `channel`: of input, the warp's first.
+  // Adds what the gradients of the warp's columns, from `channel` of input on, give: to grad_input,
+  // and to the sums of gradients times cells.
   __device__ void use(const Product& product, int channel) {
+    const DeformConvParams& p = q.sampling;
     const int g = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll
     for (int i = 0; i < 2 * kRows; ++i) {
       const Place& place = places[warp_id() % 2 * kGradWarpPixels + 8 * i + g];
+      const unsigned inside = place.inside;
+      const T* cell = p.input.as<const T>() + place.cell + channel + kLaneChannels * t;
+      const int64_t grad_cell = place.grad_cell + channel + kLaneChannels * t;
       float sums[4] = {};
 #pragma unroll
-      for (int j = 0; j < kColumns; j += 2) {
-        const float grads[kLaneChannels] = {product.at(i, j, 0), product.at(i, j, 1),
-                                            product.at(i, j + 1, 0), product.at(i, j + 1, 1)};
-        spread<T>(q.sampling, place, channel + 8 * j + kLaneChannels * t, grads, sums, add);
+      for (int k = 0; k < 4; ++k) {
+        if (!(inside >> k & 1)) continue;
+        const T* values = cell + k / 2 * p.input.stride[2] + k % 2 * p.input.stride[3];
+        const int64_t grads =
+            grad_cell + k / 2 * p.grad_input.stride[2] + k % 2 * p.grad_input.stride[3];
+        const float weight = place.weight[k];
+#pragma unroll
+        for (int j = 0; j < kColumns; j += 2) {
+          const auto value = Vec<T, kLaneChannels>::load(values + 8 * j);
+          float parts[kLaneChannels];
+#pragma unroll
+          for (int e = 0; e < kLaneChannels; ++e) {
+            const float grad = product.at(i, j + e / 2, e % 2);
+            sums[k] = multiply_add(grad, static_cast<float>(value[e]), sums[k]);
+            parts[e] = weight * grad;
+          }
+          add(p, grads + 8 * j, parts);
+        }
       }
       totals[i] += sum_of_four_lanes(sums);
     }
@@ -246,7 +239,7 @@ struct WeightGradients {
   static constexpr size_t kShared = 2 * kPixels * (kLeftRow + kRightRow) * sizeof(T);
   static constexpr int kWarpOutputs = 64;
   static constexpr int kWarpColumns = kWeightColumns * kTileOutputs / kWarpOutputs / kWarps;
-  using Product = WarpProduct<T, kWarpOutputs / 16, kWarpColumns / 8, kExact>;
+  using Product = WarpProduct<T, kWarpOutputs / 16, kWarpColumns / 8, kExact, Unrounded::left>;
   static constexpr int kThreadColumns = 2 * kVector<T>;  // that a thread makes of a pixel
   static_assert(kPixels * kWeightColumns == kThreads * kThreadColumns, "threads make a step");
 
@@ -255,12 +248,15 @@ struct WeightGradients {
   int first_output, first_column;
   int row, column;  // of the tile of columns, the thread's
   int offset_group, tap, channel;
-  bool exists;           // the column
-  Offset<float> offset;  // of the thread's pixel of the next step
+  bool exists;  // the column
+  // The thread's pixel of the next step, where there is one.
+  bool reads = false;
+  OutputPixel pixel;
+  Offset<float> offset;
   float mask;
-  ColumnMaker<T> maker;
-  T *left,
-      *right;  // [2][kPixels][kLeftRow] of output gradients, [2][kPixels][kRightRow] of columns
+  ColumnMaker<T, kExact> maker;
+  T* left;   // [2][kPixels][kLeftRow], gradients of the output
+  T* right;  // [2][kPixels][kRightRow], columns
 
   __device__ explicit WeightGradients(const DeformConvGradientParams& params) : q(params) {
     const DeformConvParams& p = q.sampling;
@@ -282,27 +278,21 @@ struct WeightGradients {
     right = left + 2 * kPixels * kLeftRow;
   }
 
-  // The thread's pixel of a step; false where it has no columns to make.
-  __device__ bool pixel_of(int step, OutputPixel& pixel) const {
+  // Goes to the thread's pixel of a step.
+  __device__ void read(int step) {
     const int index = begin + step * kPixels + row;
-    if (!exists || index >= end) return false;
+    reads = exists && index < end;
+    if (!reads) return;
     const int width = static_cast<int>(q.sampling.offset.size[3]);
     const int pixels = width * static_cast<int>(q.sampling.offset.size[2]);
     const int rest = index % pixels;
     pixel = {index / pixels, rest / width, rest % width};
-    return true;
-  }
-
-  __device__ void read(int step) {
-    OutputPixel pixel;
-    if (!pixel_of(step, pixel)) return;
     offset = read_offset<float>(q.sampling, offset_group, tap, pixel);
     mask = read_mask<float>(q.sampling, offset_group, tap, pixel);
   }
 
   __device__ void start(int step) {
-    OutputPixel pixel;
-    if (pixel_of(step, pixel)) {
+    if (reads) {
       maker.image = q.sampling.input.at<const T>(pixel.image, channel);
       maker.move(q.sampling, moved_sample(q.sampling, tap, pixel, offset), mask);
     } else {

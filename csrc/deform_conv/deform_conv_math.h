@@ -23,6 +23,15 @@ struct Sample {
     const int row = y + k / 2, column = x + k % 2;
     return row >= 0 && row < input.size[2] && column >= 0 && column < input.size[3];
   }
+  // Bit k: cell k counts.
+  FASTSEG_HD unsigned cells_inside(const View<4>& input) const {
+    if (outside) return 0;
+    const unsigned north = y >= 0 && y < input.size[2] ? 0b0011 : 0;
+    const unsigned south = y + 1 >= 0 && y + 1 < input.size[2] ? 0b1100 : 0;
+    const unsigned west = x >= 0 && x < input.size[3] ? 0b0101 : 0;
+    const unsigned east = x + 1 >= 0 && x + 1 < input.size[3] ? 0b1010 : 0;
+    return (north | south) & (west | east);
+  }
   // Offset of cell k from the image's first element.
   FASTSEG_HD int64_t cell(int k, const View<4>& input) const {
     return (y + k / 2) * input.stride[2] + (x + k % 2) * input.stride[3];

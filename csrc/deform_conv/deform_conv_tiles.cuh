@@ -20,9 +20,15 @@ template <class T>
 constexpr int kRow = 80 / sizeof(T);  // rows in shared memory: no two of 8 share a bank
 constexpr int kColumnPad = 8;         // elements between columns in shared memory, likewise
 
-// Makes a pixel's columns, two vectors at a time; loads are apart from arithmetic so that
-// products run between the two.
+// What a tile of type T holds of a value: floats as TF32.
 template <class T>
+__device__ float rounded(float value) {
+  return bit_cast<float>(rounded_word<T>(bit_cast<unsigned>(value)));
+}
+
+// Makes a pixel's columns, two vectors at a time; loads are apart from arithmetic so that
+// products run between the two. Columns of floats are rounded to TF32 unless products are exact.
+template <class T, bool kExact>
 struct ColumnMaker {
   const T* image;
   int cell;             // north-west cell, from the image's first element
@@ -32,12 +38,9 @@ struct ColumnMaker {
 
   __device__ void move(const DeformConvParams& p, const Sample<float>& sample, float mask) {
     cell = static_cast<int>(sample.cell(0, p.input));
-    inside = 0;
+    inside = sample.cells_inside(p.input);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (!sample.outside && sample.inside(k, p.input)) inside |= 1u << k;
-      weight[k] = sample.outside ? 0.0f : sample.weight(k) * mask;
-    }
+    for (int k = 0; k < 4; ++k) weight[k] = sample.outside ? 0.0f : sample.weight(k) * mask;
   }
 
   // Makes columns of zeros.
@@ -72,7 +75,7 @@ struct ColumnMaker {
         for (int k = 0; k < 4; ++k) {
           sum = multiply_add(weight[k], static_cast<float>(cells[k][v][e]), sum);
         }
-        column[e] = static_cast<T>(sum);
+        column[e] = static_cast<T>(kExact ? sum : rounded<T>(sum));
       }
       column.store(row + kVector<T> * v);
     }
@@ -109,10 +112,13 @@ __device__ void pipeline(int steps, const Start& start, const Finish& finish,
   }
 }
 
+// Tiles whose floats tensor cores are to round to TF32; columns are rounded as they are made.
+enum class Unrounded { both, left, right };
+
 // A warp's sums: 16 * kRows rows of a left tile times 8 * kColumns rows of a right one. Lane 4 * g
 // + t holds those of rows 8 * i + g and columns 8 * j + 2 * t + e. kExact: on the cores for float32
 // (T is float), and not on tensor cores as half precision or TF32.
-template <class T, int kRows, int kColumns, bool kExact>
+template <class T, int kRows, int kColumns, bool kExact, Unrounded kUnrounded>
 struct WarpProduct {
   float sums[kRows][kColumns][4] = {};
 
@@ -154,7 +160,9 @@ struct WarpProduct {
     for (int i = 0; i < kRows; ++i) {
       load_left(a[i], i);
 #pragma unroll
-      for (unsigned& word : a[i]) word = rounded_word<T>(word);
+      for (unsigned& word : a[i]) {
+        if (kUnrounded != Unrounded::right) word = rounded_word<T>(word);
+      }
     }
 #pragma unroll
     for (int j = 0; j < kColumns; j += 2) {
@@ -163,7 +171,9 @@ struct WarpProduct {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (unsigned& word : b[half]) word = rounded_word<T>(word);
+        for (unsigned& word : b[half]) {
+          if (kUnrounded != Unrounded::left) word = rounded_word<T>(word);
+        }
 #pragma unroll
         for (int i = 0; i < kRows; ++i) multiply_tiles<T>(sums[i][j + half], a[i], b[half]);
       }
