@@ -239,7 +239,7 @@ __device__ void multiply_tiles(float (&sums)[4], const unsigned (&a)[4], const u
 // ---- Copies to shared memory that the thread does not wait for (sm_80; elsewhere it does)
 // ---------
 
-// Copies 16 bytes, or writes zeros where there is nothing to copy.
+// Copies 16 bytes, to which addresses must be aligned, or writes zeros where there is nothing.
 __device__ inline void copy_async(void* shared, const void* global, bool exists) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -249,11 +249,9 @@ __device__ inline void copy_async(void* shared, const void* global, bool exists)
                : "r"(address), "l"(global), "r"(bytes)
                : "memory");
 #else
-  if (exists) {
-    memcpy(shared, global, 16);
-  } else {
-    memset(shared, 0, 16);
-  }
+  Vec<unsigned, 4> bytes = {};
+  if (exists) bytes = Vec<unsigned, 4>::load(static_cast<const unsigned*>(global));
+  bytes.store(static_cast<unsigned*>(shared));
 #endif
 }
 
