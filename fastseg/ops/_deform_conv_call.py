@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
-from fastseg.ops._registry import allows_tf32, stream_of
+from fastseg.ops._registry import allows_tf32, kernel_capability, stream_of
 
 _EMULATES_CUDA = _C.build_info()["cuda_emulator"]
 
@@ -31,9 +31,7 @@ class Call:
         self.offset = offset.to(self.accumulate)
         self.mask = None if mask is None else mask.to(self.accumulate)
         self.stream = stream_of(input)
-        self.capability = (
-            torch.cuda.get_device_capability(input.device) if input.is_cuda else (8, 0)
-        )
+        self.capability = kernel_capability(input)
         out_channels, group_channels, *kernel = weight.shape
         self.channels = input.shape[1]
         self.groups = self.channels // group_channels
@@ -41,7 +39,8 @@ class Call:
         self.pixels = offset.shape[2] * offset.shape[3]
         # [groups, D / groups, taps * C / groups], as columns are laid out
         kernels = weight.reshape(self.groups, -1, group_channels, self.taps).transpose(2, 3)
-        self.kernels = kernels.reshape(self.groups, out_channels // self.groups, -1).to(self.dtype)
+        kernels = kernels.reshape(self.groups, out_channels // self.groups, -1)
+        self.kernels = kernels.to(self.dtype).contiguous()  # that of a transposed weight is not
         self.geometry = (kernel, *pairs)
         self.offset_groups = offset.shape[1] // (2 * self.taps)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
-from fastseg.ops._registry import LIBRARY, allows_tf32, stream_of
+from fastseg.ops._registry import LIBRARY, allows_tf32, kernel_capability, stream_of
 from fastseg.ops.attention_mask import pack_attention_mask
 from fastseg.reference.masked_attention import masked_attention as _reference
 
@@ -112,11 +112,10 @@ def _workspace(query: Tensor, keys: int) -> Tensor | None:
 
 
 def _uses_tensor_cores(query: Tensor) -> bool:
-    """Whether the GPU and torch's settings let products run on tensor cores."""
+    """Whether the kernels and torch's settings let products run on tensor cores."""
     if query.dtype == torch.float64 or (query.dtype == torch.float32 and not allows_tf32()):
         return False
-    least = (7, 5) if query.dtype == torch.float16 else (8, 0)
-    return not query.is_cuda or torch.cuda.get_device_capability(query.device) >= least
+    return kernel_capability(query) >= ((7, 5) if query.dtype == torch.float16 else (8, 0))
 
 
 def _accumulation(tensor: Tensor) -> torch.dtype:
