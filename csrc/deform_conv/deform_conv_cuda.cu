@@ -143,10 +143,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Whether all pixels are; the stride of a single one is anything.
 bool aligned_to(const View<4>& view, int64_t vector) {
-  return reinterpret_cast<uintptr_t>(view.data) % (vector * bytes_of(view.dtype)) == 0 &&
-         view.stride[0] % vector == 0 && view.stride[2] % vector == 0 &&
-         view.stride[3] % vector == 0;
+  bool aligned = reinterpret_cast<uintptr_t>(view.data) % (vector * bytes_of(view.dtype)) == 0;
+  for (const int d : {0, 2, 3}) {
+    aligned = aligned && (view.size[d] <= 1 || view.stride[d] % vector == 0);
+  }
+  return aligned;
 }
 
 // Calls f with the number of channels that move at once, as a constant: 16 bytes, or one channel

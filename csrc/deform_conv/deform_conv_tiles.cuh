@@ -100,9 +100,10 @@ __device__ void start_copies(T* target, int stride, const T* any, const F& sourc
 template <class Start, class Finish, class Multiply>
 __device__ void pipeline(int steps, const Start& start, const Finish& finish,
                          const Multiply& multiply) {
-  if (steps <= 0) return;
-  start(0);
-  finish(0);
+  if (steps > 0) {
+    start(0);
+    finish(0);
+  }
   __syncthreads();
   for (int step = 0; step < steps; ++step) {
     if (step + 1 < steps) start(step + 1);

@@ -104,6 +104,32 @@ def test_columns_in_shared_memory(
             assert_near(actual[name].grad, expected[name].grad, tolerance)
 
 
+VIEWS = {  # of input and weight: sides of 1 may have any stride, weights may be dense otherwise
+    "one pixel": lambda x, w: (x[:, :, :1, :1].contiguous(), w),
+    "one image": lambda x, w: (x[:1].as_strided((1, 32, 3, 4), (385, 1, 128, 32)), w),
+    "transposed": lambda x, w: (x, w[..., :1, :1].transpose(0, 1).contiguous().transpose(0, 1)),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_need_no_columns(view: str, without_columns: None, device: torch.device) -> None:
+    skip_unless_on_device(device)
+    arguments = random_arguments(channels=32, size=(3, 4), out_channels=8)
+    x, w = VIEWS[view](arguments["input"].to(device), arguments["weight"].to(device))
+    kernel = tuple(w.shape[2:])
+    rest = random_arguments(x.shape[0], 32, tuple(x.shape[2:]), 8, kernel)
+    leaves = copies(rest, device=device) | {
+        "input": x.detach().requires_grad_(),
+        "weight": w.detach().requires_grad_(),
+    }
+    expected = copies(leaves, device="cpu", dtype=torch.float64)
+    geometry = ((1, 1), (1, 1), (1, 1))
+    for function, inputs in ((deform_conv2d, leaves), (reference.deform_conv2d, expected)):
+        (convolve(function, inputs, geometry) ** 2).sum().backward()
+    for name in NAMES:
+        assert_near(leaves[name].grad, expected[name].grad, torch.float32)
+
+
 def test_shares_of_the_pixels(without_columns: None, device: torch.device) -> None:
     # Several shares, the last one short; fewer columns than a tile of the weights' gradient has.
     skip_unless_on_device(device)
