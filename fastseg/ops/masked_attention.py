@@ -13,6 +13,8 @@ from fastseg.ops._registry import LIBRARY, allows_tf32, kernel_capability, strea
 from fastseg.ops.attention_mask import pack_attention_mask
 from fastseg.reference.masked_attention import masked_attention as _reference
 
+_EMULATES_CUDA = _C.build_info()["cuda_emulator"]
+
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? packed_mask, float scale"
 LIBRARY.define(f"masked_attention({_INPUTS}) -> (Tensor, Tensor)")
 LIBRARY.define(
@@ -104,7 +106,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _workspace(query: Tensor, keys: int) -> Tensor | None:
-    if not (query.is_cuda or _C.build_info()["cuda_emulator"]):
+    if not (query.is_cuda or _EMULATES_CUDA):
         return None
     batch, heads, rows, width = query.shape
     elements = _C.masked_attention_workspace(batch * heads, rows, keys, width)
