@@ -1,4 +1,4 @@
-"""Which of the kept masks wins each pixel, against MaskFormer's rule in torch."""
+"""Which mask wins each pixel, and whole panoptic maps, against the original's rule in torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from benchmarks.harness.agreement import Agreement
 from benchmarks.harness.case import Case, Run, Setting
 from benchmarks.harness.inputs import generator
+
+Size = tuple[int, int]
+THINGS = range(80)
 
 # Masks, those kept by their score, cells, padded input, image within it, original image.
 SIZES = (
@@ -39,6 +42,28 @@ def cases(setting: Setting) -> Iterator[Case]:
                 + 4 * size[0] * size[1],
                 agreement=nearly_all_equal(),
             )
+        # transformers knows of no padding: here the image fills its batch.
+        yield _whole_rule(name, masks, scores, (size, via, via))
+
+
+def _whole_rule(name: str, masks: Tensor, scores: Tensor, sizes: tuple[Size, Size, Size]) -> Case:
+    """From class and mask logits to ids; transformers goes through masks of 384 x 384."""
+    num_classes, size = 133, sizes[0]
+    class_logits = torch.zeros(len(masks), num_classes + 1, device=masks.device)
+    labels = torch.arange(len(masks), device=masks.device) % num_classes
+    labels[scores == 0] = num_classes
+    class_logits[torch.arange(len(masks)), labels] = 8 + scores
+    return Case(
+        name=f"{name}: {len(masks)} queries to panoptic ids {size[0]}x{size[1]}",
+        providers={
+            "fastseg": lambda: _ids_fastseg(class_logits, masks, *sizes),
+            "original": lambda: _ids_original(class_logits, masks, *sizes),
+            "transformers": lambda: _ids_transformers(class_logits, masks, size),
+        },
+        bytes_moved=masks.numel() * masks.element_size() + 4 * size[0] * size[1],
+        agreement=same_ids(1e-4),
+        peer_agreement={"transformers": as_many_segments},
+    )
 
 
 def _objects(count: int, cells: tuple[int, int]) -> Tensor:
@@ -71,7 +96,24 @@ def nearly_all_equal(share: float = 1e-4) -> Agreement:
     return compare
 
 
-Size = tuple[int, int]
+def same_ids(share: float) -> Agreement:
+    """Ids are equal but for a share of the pixels.
+
+    Args:
+        share: of the pixels.
+    """
+
+    def compare(ours: Tensor, peers: Tensor) -> str | None:
+        differs, limit = int((ours != peers).sum()), share * ours.numel()
+        return None if differs <= limit else f"{differs} pixels differ, {limit:.0f} may"
+
+    return compare
+
+
+def as_many_segments(ours: Tensor, peers: Tensor) -> str | None:
+    """One more or less, for transformers: by its rule pixels outside of all masks belong to some."""
+    our, peer = (int(ids.unique().count_nonzero()) for ids in (ours, peers))
+    return None if abs(our - peer) <= 1 else f"{our} segments against {peer}"
 
 
 def _fastseg(masks: Tensor, scores: Tensor, size: Size, via: Size, crop: Size) -> Run:
@@ -96,5 +138,44 @@ def _torch(masks: Tensor, scores: Tensor, size: Size, via: Size, crop: Size) -> 
             winners[won & inside] = query
             areas[:, query] = torch.stack([won.sum(), inside.sum(), (won & inside).sum()])
         return winners, areas
+
+    return run
+
+
+def _ids_fastseg(class_logits: Tensor, masks: Tensor, size: Size, via: Size, crop: Size) -> Run:
+    from fastseg.layers.mask_results import ImageFrame, panoptic_of
+
+    frame = ImageFrame(via, crop, size)
+    return lambda: panoptic_of(class_logits, masks, frame, thing_classes=THINGS).ids
+
+
+def _ids_original(class_logits: Tensor, masks: Tensor, size: Size, via: Size, crop: Size) -> Run:
+    from fastseg.reference.mask_results import panoptic_results
+    from fastseg.reference.resize_masks import resize_logits
+
+    def run() -> Tensor:
+        resized = resize_logits(masks, size, via, crop)
+        return panoptic_results(class_logits, resized, thing_classes=THINGS)[0]
+
+    return run
+
+
+def _ids_transformers(class_logits: Tensor, masks: Tensor, size: Size) -> Run:
+    from transformers import Mask2FormerImageProcessor
+    from transformers.models.mask2former.modeling_mask2former import (
+        Mask2FormerForUniversalSegmentationOutput,
+    )
+
+    processor = Mask2FormerImageProcessor()
+    outputs = Mask2FormerForUniversalSegmentationOutput(
+        class_queries_logits=class_logits[None], masks_queries_logits=masks[None].float()
+    )
+    stuff = set(range(len(THINGS), class_logits.shape[1]))
+
+    def run() -> Tensor:
+        found = processor.post_process_panoptic_segmentation(
+            outputs, threshold=0.8, label_ids_to_fuse=stuff, target_sizes=[size]
+        )[0]["segmentation"]
+        return found.clamp(min=0)  # void is -1 or 0 there
 
     return run
