@@ -111,7 +111,7 @@ def same_ids(share: float) -> Agreement:
 
 
 def as_many_segments(ours: Tensor, peers: Tensor) -> str | None:
-    """One more or less, for transformers: by its rule pixels outside of all masks belong to some."""
+    """One more or less, for transformers: there pixels outside of all masks belong to some."""
     our, peer = (int(ids.unique().count_nonzero()) for ids in (ours, peers))
     return None if abs(our - peer) <= 1 else f"{our} segments against {peer}"
 
