@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
+from fastseg.ops._matrix_product import fast_product, has_fast_product
 from fastseg.ops._registry import LIBRARY, stream_of
 
 WORD_KEYS = 64
@@ -103,15 +104,9 @@ def _attention_mask(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
 
 def _product(embed: Tensor, features: Tensor) -> Tensor:
     """[B, Q, C] times [B, C, S]."""
-    # oneDNN is twice as fast as MKL, which torch.bmm calls, on processors other than Intel's.
-    on_cpu = embed.device.type == "cpu" and embed.dtype == features.dtype == torch.float32
-    if not (on_cpu and torch.backends.mkldnn.is_available() and embed.numel()):
+    if not has_fast_product(embed, features):
         return torch.bmm(embed, features)
-    linear = torch.ops.mkldnn._linear_pointwise
-    logits = [
-        linear(one, pixels.mT, None, "none", [], "")
-        for one, pixels in zip(embed, features, strict=True)
-    ]
+    logits = [fast_product(*pair) for pair in zip(embed, features, strict=True)]
     return torch.stack(logits) if len(logits) > 1 else logits[0][None]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
+from fastseg.ops._matrix_product import fast_product, has_fast_product
 from fastseg.ops._registry import LIBRARY, stream_of
 from fastseg.ops._resize_steps import checked_masks, resize_steps
 
@@ -99,17 +100,14 @@ def _semantic_map(
     row_bytes = 4 * columns * sum(by_class.shape)
     rows = max(4, (_CUDA_BYTES if mask_logits.is_cuda else _CPU_BYTES) // row_bytes)
     rows = min(rows, score_rows)
-    buffers = [by_class.new_empty(count * rows * columns) for count in reversed(by_class.shape)]
+    buffer = by_class.new_empty(len(mask_logits) * rows * columns)
     stream = stream_of(mask_logits)
     for begin, end, top, bottom in _strips(height, score_rows, rows):
-        pixels = (bottom - top) * columns
-        probabilities, scores = (
-            buffer[: count * pixels].view(count, pixels)
-            for buffer, count in zip(buffers, reversed(by_class.shape), strict=True)
-        )
         shape = (bottom - top, columns)
+        pixels = shape[0] * columns
+        probabilities = buffer[: len(mask_logits) * pixels].view(len(mask_logits), pixels)
         _C.mask_probabilities(mask_logits, probabilities.unflatten(1, shape), top, *steps, stream)
-        torch.mm(by_class, probabilities, out=scores)  # with `out`, autocast does not apply
+        scores = _scores(by_class, probabilities)
         _C.resized_argmax(
             scores.unflatten(1, shape),
             labels[begin:end],
@@ -118,6 +116,14 @@ def _semantic_map(
             stream,
         )
     return labels
+
+
+def _scores(by_class: Tensor, probabilities: Tensor) -> Tensor:
+    """[K, pixels] in float32."""
+    if has_fast_product(by_class, probabilities):
+        return fast_product(by_class, probabilities)
+    scores = by_class.new_empty(len(by_class), probabilities.shape[1])
+    return torch.mm(by_class, probabilities, out=scores)  # with `out`, autocast does not apply
 
 
 def _strips(height: int, score_rows: int, most_rows: int) -> Iterator[tuple[int, int, int, int]]:
