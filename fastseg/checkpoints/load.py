@@ -13,7 +13,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from fastseg.checkpoints import (
@@ -38,6 +37,7 @@ from fastseg.checkpoints.formats import (
     recognise,
 )
 from fastseg.checkpoints.keys import renamed
+from fastseg.checkpoints.without_storage import without_storage
 from fastseg.layers.deform_conv import with_inner_offsets
 from fastseg.models.mask2former import Mask2Former
 from fastseg.models.mask_rcnn import MaskRCNN
@@ -154,8 +154,8 @@ def load_model(
             f"for {found} there are {', '.join(sorted(reader.hyper_parameters))}"
         )
     options = {**from_config(config, source, reader), **hyper_parameters}
-    # Without storage: making random weights to overwrite takes longer than reading the file.
-    with torch.device("meta"):
+    # Making random weights to overwrite takes longer than reading the file.
+    with without_storage():
         model, state_dict = reader.network(tensors, options, path)
     fill(model, state_dict, source)
     return model

@@ -47,10 +47,10 @@ class MSDeformAttn(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws the projections anew and points the heads in their directions."""
-        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        angles = torch.arange(self.num_heads, device="cpu") * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)  # [M, 2]
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)
-        steps = torch.arange(1, self.num_points + 1)[:, None]
+        steps = torch.arange(1, self.num_points + 1, device="cpu")[:, None]
         offsets = directions[:, None, None] * steps  # [M, 1, P, 2]
         with torch.no_grad():
             self.sampling_offsets.weight.zero_()

@@ -110,7 +110,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             nn.Sequential(nn.Conv2d(number, channels, 1), group_norm(channels))
             for number in reversed(coarse)
         )
-        self.level_embed = nn.Parameter(torch.randn(len(coarse), channels))
+        self.level_embed = nn.Parameter(torch.empty(len(coarse), channels))
+        nn.init.normal_(self.level_embed)
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(
                 channels=channels,
