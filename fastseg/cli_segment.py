@@ -57,7 +57,8 @@ def add_command(commands: Any) -> None:
     segment.add_argument(
         "--score",
         type=_score,
-        help="keep instances or panoptic segments above this score; default: 0.5 for instances",
+        help="keep instances or panoptic segments above this score; default: 0.5 for instances, "
+        "the model's own for segments (often 0.8)",
     )
     segment.add_argument(
         "--output", type=Path, default=Path("fastseg-results"), metavar="DIR", help="(%(default)s)"
@@ -146,7 +147,7 @@ def _check(options: argparse.Namespace) -> None:
     from fastseg.cli import UsageError
 
     if options.task == "semantic" and options.score is not None:
-        raise UsageError("--score is not for --task semantic, whose results have no scores")
+        raise UsageError("--score is not for semantic results, which have no scores")
     if options.task is not None and options.formats is not None:
         _check_formats(options.formats, options.task)
 
@@ -191,14 +192,19 @@ def _predictor(options: argparse.Namespace) -> Predictor:
             options.weights,
             options.device,
             getattr(torch, options.dtype) if options.dtype else None,
-            options.score,
             task=options.task,
             batch_size=options.batch_size,
         )
     except (OSError, ValueError, RuntimeError) as error:  # no such file or device, odd weights
         raise UsageError(str(error)) from error
-    if predictor.task == "instance" and options.score is None:
-        predictor.score_threshold = DEFAULT_SCORE
+    if predictor.task == "semantic" and options.score is not None:
+        raise UsageError("--score is not for semantic results, which have no scores")
+    own = getattr(predictor.model, "object_mask_threshold", None)
+    if predictor.task == "panoptic" and options.score is not None and own is not None:
+        # The model's own threshold comes before and would hide a lower one.
+        predictor.model.object_mask_threshold = min(own, options.score)
+    default = DEFAULT_SCORE if predictor.task == "instance" else None
+    predictor.score_threshold = default if options.score is None else options.score
     return predictor
 
 

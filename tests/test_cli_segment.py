@@ -140,6 +140,15 @@ def test_score_makes_segments_void(folder):
     assert not ids_in(folder / "out/panoptic" / PHOTOS[0]).any()
 
 
+@pytest.mark.parametrize(("score", "threshold"), [("0.3", 0.3), ("0.9", 0.8), (None, 0.8)])
+def test_a_low_score_lowers_the_threshold_of_the_model(folder, monkeypatch, score, threshold):
+    model = EncodedTruth("panoptic")
+    model.object_mask_threshold = 0.8
+    monkeypatch.setattr("fastseg.load_model", lambda path: model)
+    assert segment("--output", "out", *([] if score is None else ["--score", score])) == 0
+    assert model.object_mask_threshold == threshold
+
+
 def test_images_that_fail_are_told_and_the_others_are_written(folder, capsys):
     (folder / "photos/broken.png").write_bytes(b"nothing")
     assert segment("--output", "out", "--format", "coco") == 1
@@ -159,10 +168,10 @@ def test_nothing_but_broken_images_leaves_valid_empty_files(folder):
     ("words", "message"),
     [
         (["--task", "keypoints"], "invalid choice: 'keypoints'"),
-        (["--task", "semantic", "--score", "0.5"], "--score is not for --task semantic"),
+        (["--task", "semantic", "--score", "0.5"], "--score is not for semantic results"),
         (["--task", "semantic", "--format", "coco"], "--format coco is not for semantic results"),
         (["--weights", "semantic", "--format", "coco"], "--format coco is not for semantic"),
-        (["--weights", "semantic", "--score", "0.5"], "task 'semantic', which has no scores"),
+        (["--weights", "semantic", "--score", "0.5"], "--score is not for semantic results"),
     ],
 )
 def test_what_does_not_go_together(words, message, folder, capsys):
