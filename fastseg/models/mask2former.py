@@ -12,11 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastseg import ops
 from fastseg.categories import by_count
 from fastseg.instances import Instances
 from fastseg.layers.mask_classification import MaskClassifier, MaskPredictions
-from fastseg.layers.mask_results import ImageFrame, instances_of, panoptic_of
+from fastseg.layers.mask_results import ImageFrame, instances_of, panoptic_of, semantic_of
 from fastseg.models.image_batch import ImageBatch, ImageTransform
 from fastseg.segmentation import PanopticSegmentation, SemanticSegmentation
 
@@ -228,12 +227,10 @@ class Mask2Former(nn.Module):
         A model that is trained for this alone resizes the classes' scores to the original size, any
         other the masks.
         """
-        labels = ops.semantic_map(
-            class_logits.float().softmax(1)[:, :-1],
+        return semantic_of(
+            class_logits,
             mask_logits,
-            frame.original,
-            via=frame.padded,
-            crop=frame.image,
+            frame,
             resize_scores=self.task == "semantic",
+            class_names=self.class_names,
         )
-        return SemanticSegmentation(labels, self.class_names)
