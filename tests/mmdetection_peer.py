@@ -77,9 +77,10 @@ def mmseg_model(config: str, seed: int = 0, **changes: Any) -> nn.Module:
     import_mmdet()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mmseg = pytest.importorskip("mmseg", reason="mmsegmentation is the peer compared with")
-        importlib.import_module("mmseg.models")
-    return _model(mmseg, config, seed, changes)
+        # Without requiring them, it needs ftfy and regex.
+        for name in ("mmseg", "mmseg.models"):
+            pytest.importorskip(name, reason="mmsegmentation is the peer that is compared with")
+    return _model(sys.modules["mmseg"], config, seed, changes)
 
 
 def _model(peer: types.ModuleType, config: str, seed: int, changes: dict[str, Any]) -> nn.Module:
