@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness.agreement import equal
+from benchmarks.harness.agreement import close, equal
 from benchmarks.harness.case import Case, Run, Setting
-from benchmarks.harness.inputs import generator
+from benchmarks.harness.inputs import generator, object_logits
 
 Size = tuple[int, int]
 Output = Literal["rle", "bool", "packed"]
@@ -45,23 +45,28 @@ def cases(setting: Setting) -> Iterator[Case]:
         masks = _objects(5 if setting.quick else 100, way, setting)
         for output in OUTPUTS:
             yield _case(way, masks, output)
+        if way.threshold == 0:
+            yield _scores(masks, way)
     noise = torch.randn(masks.shape, generator=generator()).to(setting.device, setting.dtype)
     yield _case(way, noise, "rle", "noise")
 
 
 def _objects(count: int, way: Way, setting: Setting) -> Tensor:
-    """Logits of objects with wavy outlines, of log-uniform sizes of 3 to 70 % of the image."""
-    height, width = way.cells
-    random = generator()
-    centre = torch.rand(count, 2, generator=random) * 1.6 - 0.8
-    radius = 0.03 * (0.7 / 0.03) ** torch.rand(count, generator=random)
-    y = torch.linspace(-1, 1, height)[:, None] - centre[:, 0, None, None]
-    x = torch.linspace(-1, 1, width) - centre[:, 1, None, None]
-    waves = torch.randn(count, 1, height // 8, width // 8, generator=random)
-    texture = F.interpolate(waves, way.cells, mode="bicubic")[:, 0]
-    logits = 30 * (radius[:, None, None] - torch.hypot(y, x)) + texture
+    logits = object_logits(count, *way.cells, generator())
     masks = logits.sigmoid() if way.threshold > 0 else logits
     return masks.to(setting.device, setting.dtype)
+
+
+def _scores(masks: Tensor, way: Way) -> Case:
+    return Case(
+        name=f"{way.model}'s scores of {len(masks)} objects at {way.size[0]}x{way.size[1]}",
+        providers={
+            "fastseg": lambda: _scores_fastseg(way, masks),
+            "torch": lambda: _scores_torch(way, masks),
+        },
+        bytes_moved=masks.numel() * masks.element_size(),
+        agreement=close(rtol=1e-4),
+    )
 
 
 def _case(way: Way, masks: Tensor, output: Output, what: str = "objects") -> Case:
@@ -96,6 +101,23 @@ def _torch(way: Way, masks: Tensor, output: Output) -> Run:
         return F.interpolate(values, way.size, mode="bilinear")[:, 0] > way.threshold
 
     return {"bool": resize, "rle": _encode(resize), "packed": _pack(resize)}[output]
+
+
+def _scores_fastseg(way: Way, masks: Tensor) -> Run:
+    from fastseg import ops
+
+    return lambda: ops.mask_scores(masks, way.size, via=way.via, crop=way.crop)
+
+
+def _scores_torch(way: Way, masks: Tensor) -> Run:
+    def run() -> Tensor:
+        values = F.interpolate(masks[:, None].float(), way.via, mode="bilinear")
+        values = values[..., : way.crop[0], : way.crop[1]]
+        logits = F.interpolate(values, way.size, mode="bilinear").flatten(1)
+        inside = (logits > 0).float()
+        return (logits.sigmoid() * inside).sum(1) / (inside.sum(1) + 1e-6)
+
+    return run
 
 
 def _encode(resize: Callable[[], Tensor]) -> Run:

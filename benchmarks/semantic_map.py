@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness.agreement import Agreement
+from benchmarks.harness.agreement import nearly_all_equal
 from benchmarks.harness.case import Case, Run, Setting
 from benchmarks.harness.inputs import generator
 
@@ -46,21 +46,6 @@ def _masks(count: int, cells: Size) -> Tensor:
     """Logits of smooth regions, which are mostly sure."""
     coarse = torch.randn(count, 1, 7, 9, generator=generator())
     return 12 * F.interpolate(coarse, cells, mode="bicubic")[:, 0] - 4
-
-
-def nearly_all_equal(share: float = 1e-4) -> Agreement:
-    """Labels are equal but for a share of the pixels, where scores tie.
-
-    Args:
-        share: of the pixels.
-    """
-
-    def compare(ours: Tensor, peers: Tensor) -> str | None:
-        differs = int((ours != peers).sum())
-        limit = share * ours.numel()
-        return None if differs <= limit else f"{differs} pixels differ, {limit:.0f} may"
-
-    return compare
 
 
 def _fastseg(probabilities: Tensor, masks: Tensor, size: Size, via: Size, crop: Size) -> Run:

@@ -53,6 +53,25 @@ def relative_norm(limit: float) -> Agreement:
     return compare
 
 
+def nearly_all_equal(share: float = 1e-4) -> Agreement:
+    """Equal values but for a share of them, for labels of pixels, of which some tie.
+
+    Args:
+        share: of the elements of each tensor.
+    """
+
+    def compare(ours: Any, peers: Any) -> str | None:
+        for path, our, peer in _pairs(ours, peers):
+            if our is None:
+                return f"{path}: {peer}"
+            differ, limit = int((our != peer).sum()), share * our.numel()
+            if differ > limit:
+                return f"{path}: {differ} of {our.numel()} differ, {limit:.0f} may"
+        return None
+
+    return compare
+
+
 def equal(ours: Any, peers: Any) -> str | None:
     """Equal values of any type, for results that are exact: indices, bits, run lengths."""
     if isinstance(ours, Tensor) or isinstance(peers, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,3 +55,24 @@ def object_masks(count: int, height: int, width: int, random: torch.Generator) -
         radius = 0.8 + 0.15 * torch.sin(5 * torch.atan2(y, x)) + 0.05 * torch.sin(40 * x * y)
         mask[top : top + len(y), left : left + x.shape[1]] = torch.hypot(x, y) < radius
     return masks
+
+
+def object_logits(count: int, height: int, width: int, random: torch.Generator) -> Tensor:
+    """Mask logits of blobs with wavy outlines, of log-uniform sizes of 3 to 70 % of the image.
+
+    Args:
+        count: number of masks.
+        height: of the image in cells.
+        width: of the image in cells.
+        random: source of randomness.
+
+    Returns:
+        [count, height, width] float32.
+    """
+    centre = torch.rand(count, 2, generator=random) * 1.6 - 0.8
+    radius = 0.03 * (0.7 / 0.03) ** torch.rand(count, generator=random)
+    y = torch.linspace(-1, 1, height)[:, None] - centre[:, 0, None, None]
+    x = torch.linspace(-1, 1, width) - centre[:, 1, None, None]
+    waves = torch.randn(count, 1, height // 8, width // 8, generator=random)
+    texture = F.interpolate(waves, (height, width), mode="bicubic")[:, 0]
+    return 30 * (radius[:, None, None] - torch.hypot(y, x)) + texture
