@@ -21,6 +21,8 @@ from fastseg.checkpoints.pickles import TORCH_FILE_OBJECTS, read_pickle
 WRAPPERS = ("model", "state_dict")
 # A file of torch.save: a zip archive, or before torch 1.6 pickles of which the first is a number.
 TORCH_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
+# What repositories of models hold in a file's place until it is fetched.
+GIT_LFS = b"version h"
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -49,6 +51,8 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
         content = read_torch(path)
     elif head[:1] == b"\x80":
         content = read_pickle(path)
+    elif head == GIT_LFS:
+        raise ValueError(f"{path} only points to the file, which `git lfs pull` downloads")
     else:
         raise ValueError(
             f"{path} is neither a safetensors nor a PyTorch file nor a pickle: "
@@ -76,7 +80,12 @@ def read_torch(path: Path) -> Any:
     try:
         with safe_globals(list(TORCH_FILE_OBJECTS)):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a state dict, it may be damaged or hold something else. "
+            f"torch.load said: {error}"
+        ) from error
+    except pickle.UnpicklingError as error:
         # The rest of torch's message is advice to run what is in the file.
         found = re.search(r"WeightsUnpickler error: (.*?)(?:\. Please|$)", str(error), re.MULTILINE)
         raise ValueError(

@@ -37,6 +37,13 @@ def test_file_of_another_kind(tmp_path, content):
         read_file(path)
 
 
+def test_pointer_of_git_lfs(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 99\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors only points .* git lfs pull"):
+        read_file(path)
+
+
 def test_truncated_safetensors(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes((1000).to_bytes(8, "little") + b'{"weight": ')
@@ -48,7 +55,7 @@ def test_truncated_torch_file(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"weight": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"model\.pth cannot be read"):
+    with pytest.raises(ValueError, match=r"model\.pth cannot be read .* it may be damaged"):
         read_file(path)
 
 
