@@ -40,7 +40,7 @@ def test_file_of_another_kind(tmp_path, content):
 def test_pointer_of_git_lfs(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 99\n")
-    with pytest.raises(ValueError, match=r"model\.safetensors only points .* git lfs pull"):
+    with pytest.raises(ValueError, match=r"model\.safetensors only points .*git lfs pull"):
         read_file(path)
 
 
