@@ -76,7 +76,7 @@ __device__ void load_left(unsigned (&a)[4], const T* tile, int stride) {
 #else
   for (int i = 0; i < 4; ++i) {
     const T* row = tile + (lane_id() / 4 + i % 2 * 8) * stride + i / 2 * kHalfRow<T>;
-    memcpy(&a[i], row + lane_id() % 4 * (kHalfRow<T> / 4), sizeof(unsigned));
+    a[i] = Vec<unsigned, 4>::load(reinterpret_cast<const unsigned*>(row))[lane_id() % 4];
   }
 #endif
 }
@@ -95,7 +95,7 @@ __device__ void load_right(unsigned (&b)[2][2], const T* tile, int stride) {
 #else
   for (int i = 0; i < 4; ++i) {
     const T* row = tile + (lane_id() / 4 + i / 2 * 8) * stride + i % 2 * kHalfRow<T>;
-    memcpy(&b[i / 2][i % 2], row + lane_id() % 4 * (kHalfRow<T> / 4), sizeof(unsigned));
+    b[i / 2][i % 2] = Vec<unsigned, 4>::load(reinterpret_cast<const unsigned*>(row))[lane_id() % 4];
   }
 #endif
 }
