@@ -15,8 +15,9 @@ def wants_fixed_point(tensor: Tensor) -> bool:
 
     They are on CUDA for `torch.use_deterministic_algorithms(True)`; the CPU's kernels add in order.
     """
-    on_device = tensor.is_cuda or _C.build_info()["cuda_emulator"]
-    return on_device and torch.are_deterministic_algorithms_enabled()
+    if not torch.are_deterministic_algorithms_enabled():
+        return False
+    return tensor.is_cuda or _C.build_info()["cuda_emulator"]
 
 
 def fixed_point_units(largest: Tensor, terms: int) -> Tensor:

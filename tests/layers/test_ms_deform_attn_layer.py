@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastseg.layers.ms_deform_attn import MSDeformAttn
+from fastseg.ops import ms_deform_attn_fused
 
 SHAPES = [(6, 7), (3, 4), (2, 2)]
 ROWS = sum(height * width for height, width in SHAPES)
@@ -98,6 +99,20 @@ def test_heads_start_in_directions_of_their_own() -> None:
     )
     expected = layer.output_proj(layer.value_proj(torch.ones(1, 3, 16)))
     torch.testing.assert_close(output, expected)
+
+
+def test_autocast_keeps_locations_in_float32() -> None:
+    layer = randomised(MSDeformAttn(32, **SIZE))
+    query, references, maps, padding = random_inputs(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(query, references, maps, SHAPES, padding_mask=padding)
+        value = layer.value_proj(maps).masked_fill(padding[..., None], 0).unflatten(2, (4, -1))
+        offsets = layer.sampling_offsets(query).float().unflatten(2, (4, 3, 2, 2))
+        logits = layer.attention_weights(query).float().unflatten(2, (4, 3, 2))
+        attended = ms_deform_attn_fused(value, SHAPES, None, references, offsets, logits)
+        expected = layer.output_proj(attended)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, expected)
 
 
 def test_heads_must_divide_channels() -> None:

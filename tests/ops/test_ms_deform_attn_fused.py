@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ms_deform_attn_cases import SHAPES, TOLERANCE, assert_near, gradients, random_case
 from torch import Tensor
 
@@ -50,6 +52,33 @@ def test_fused_matches_reference(
     assert_near(grads[0], expected_grads[0], dtype)
     for ours, theirs in zip(grads[1:], expected_grads[1:], strict=True):
         assert_near(ours, theirs, coordinate_type)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4),
+    sizes=st.tuples(*[st.integers(1, 3)] * 4),
+    coordinates=st.sampled_from([2, 4]),
+    seed=st.integers(0, 1000),
+)
+def test_any_sizes(
+    shapes: list[tuple[int, int]], sizes: tuple[int, ...], coordinates: int, seed: int
+) -> None:
+    """Levels of any shapes; queries are the cells of the levels, as in an encoder."""
+    source = torch.Generator().manual_seed(seed)
+    batch, heads, points, channels = sizes
+    rows = sum(height * width for height, width in shapes)
+    inputs = [
+        torch.randn(*size, generator=source)
+        for size in (
+            (batch, rows, heads, channels),
+            (batch, rows, len(shapes), coordinates),
+            (batch, rows, heads, len(shapes), points, 2),
+            (batch, rows, heads, len(shapes), points),
+        )
+    ]
+    expected = reference.ms_deform_attn_fused(inputs[0], shapes, None, *inputs[1:])
+    assert_near(ms_deform_attn_fused(inputs[0], shapes, None, *inputs[1:]), expected)
 
 
 def test_fused_strides(device: torch.device) -> None:
