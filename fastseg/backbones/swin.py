@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastseg.layers.linear import Linear
+
 # What separates tokens that only the cyclic shift made neighbours, before the softmax.
 SEPARATED = -100.0
 
@@ -47,7 +49,7 @@ class PatchMerging(nn.Module):
     def __init__(self, *, channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * channels)
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+        self.reduction = Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), 2 C]."""
@@ -80,8 +82,8 @@ class WindowAttention(nn.Module):
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )
         nn.init.normal_(self.relative_position_bias_table, std=0.02)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
 
     def forward(self, windows: Tensor, separated: Tensor | None) -> Tensor:
         """Attention in each window.
@@ -132,8 +134,8 @@ class MLP(nn.Module):
 
     def __init__(self, *, channels: int, hidden_channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
-        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.fc1 = Linear(channels, hidden_channels)
+        self.fc2 = Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastseg import ops
+from fastseg.layers.linear import Linear, linear
 
 
 class MultiHeadAttention(nn.Module):
@@ -29,7 +30,7 @@ class MultiHeadAttention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
-        self.out_proj = nn.Linear(channels, channels)
+        self.out_proj = Linear(channels, channels)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -51,7 +52,7 @@ class MultiHeadAttention(nn.Module):
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            linear(x, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )  # [B, heads, Q or S, C / heads]
         if packed_mask is None:

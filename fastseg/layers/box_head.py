@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastseg.layers.batch_norm import NormLayer, conv_norm_layers
+from fastseg.layers.linear import Linear
 
 
 class TwoMLPHead(nn.Module):
@@ -24,8 +25,8 @@ class TwoMLPHead(nn.Module):
     ) -> None:
         super().__init__()
         self.out_features = representation_size
-        self.fc6 = nn.Linear(in_channels * resolution**2, representation_size)
-        self.fc7 = nn.Linear(representation_size, representation_size)
+        self.fc6 = Linear(in_channels * resolution**2, representation_size)
+        self.fc7 = Linear(representation_size, representation_size)
 
     def forward(self, regions: Tensor) -> Tensor:
         """[R, C, h, w] -> [R, representation_size]."""
@@ -60,7 +61,7 @@ class ConvFCHead(nn.Sequential):
         layers: list[nn.Module] = [*convolutions, nn.Flatten()]
         features = (in_channels, *conv_channels)[-1] * resolution**2
         for width in fc_features:
-            layers += [nn.Linear(features, width), nn.ReLU(inplace=True)]
+            layers += [Linear(features, width), nn.ReLU(inplace=True)]
             features = width
         super().__init__(*layers)
         self.out_features = features
@@ -76,8 +77,8 @@ class FastRCNNPredictor(nn.Module):
 
     def __init__(self, *, in_features: int, num_classes: int) -> None:
         super().__init__()
-        self.cls_score = nn.Linear(in_features, num_classes)
-        self.bbox_pred = nn.Linear(in_features, 4 * num_classes)
+        self.cls_score = Linear(in_features, num_classes)
+        self.bbox_pred = Linear(in_features, 4 * num_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[R, in_features] -> logits [R, num_classes], offsets [R, num_classes, 4]."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastseg.layers.attention import MultiHeadAttention
+from fastseg.layers.linear import Linear
 
 
 class DecoderLayer(nn.Module):
@@ -29,8 +30,8 @@ class DecoderLayer(nn.Module):
         self.cross_norm = nn.LayerNorm(channels)
         self.self_attn = MultiHeadAttention(**attention, dropout=dropout)
         self.self_norm = nn.LayerNorm(channels)
-        self.linear1 = nn.Linear(channels, ffn_channels)
-        self.linear2 = nn.Linear(ffn_channels, channels)
+        self.linear1 = Linear(channels, ffn_channels)
+        self.linear2 = Linear(ffn_channels, channels)
         self.norm = nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.linear1.weight)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fastseg.layers.attention import MultiHeadAttention
 from fastseg.layers.base_pixel_decoder import BasePixelDecoder
+from fastseg.layers.linear import Linear
 from fastseg.layers.pixel_decoder import initialise
 from fastseg.layers.position_encoding import sine_position_encoding
 
@@ -29,8 +30,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MultiHeadAttention(channels=channels, num_heads=num_heads, dropout=dropout)
         self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = nn.Linear(channels, ffn_channels)
-        self.linear2 = nn.Linear(ffn_channels, channels)
+        self.linear1 = Linear(channels, ffn_channels)
+        self.linear2 = Linear(ffn_channels, channels)
         self.norm2 = nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.linear1.weight)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fastseg.layers.linear import Linear
+
 
 @dataclass(frozen=True)
 class MaskPredictions:
@@ -31,9 +33,9 @@ class MLP(nn.Sequential):
 
     def __init__(self, *, channels: int, out_channels: int) -> None:
         super().__init__(
-            nn.Linear(channels, channels),
-            nn.Linear(channels, channels),
-            nn.Linear(channels, out_channels),
+            Linear(channels, channels),
+            Linear(channels, channels),
+            Linear(channels, out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ class MaskClassifier(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.norm = nn.LayerNorm(channels)
-        self.class_predictor = nn.Linear(channels, num_classes + 1)
+        self.class_predictor = Linear(channels, num_classes + 1)
         self.mask_embed = MLP(channels=channels, out_channels=mask_channels)
 
     def decode(self, levels: Sequence[Tensor], mask_features: Tensor) -> list[Tensor]:

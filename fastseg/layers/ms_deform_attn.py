@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastseg.layers.linear import Linear
 from fastseg.ops import ms_deform_attn_fused
 
 
@@ -39,10 +40,10 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"num_heads must divide channels, got {channels=}, {num_heads=}")
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(channels, samples * 2)
-        self.attention_weights = nn.Linear(channels, samples)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.sampling_offsets = Linear(channels, samples * 2)
+        self.attention_weights = Linear(channels, samples)
+        self.value_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

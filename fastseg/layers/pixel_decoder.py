@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastseg.layers.batch_norm import ConvNorm
+from fastseg.layers.linear import Linear
 from fastseg.layers.ms_deform_attn import MSDeformAttn
 from fastseg.layers.position_encoding import sine_position_encoding
 
@@ -49,8 +50,8 @@ class DeformableEncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(channels, num_levels, num_heads, num_points)
         self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = nn.Linear(channels, ffn_channels)
-        self.linear2 = nn.Linear(ffn_channels, channels)
+        self.linear1 = Linear(channels, ffn_channels)
+        self.linear2 = Linear(ffn_channels, channels)
         self.norm2 = nn.LayerNorm(channels)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
