@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastseg.ops import _matrix_product
+
 # Fewer inputs are not worth oneDNN's start, and below 20480 torch does not call it.
 _ONEDNN_INPUTS = 1 << 16
 
@@ -34,6 +36,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     image = x.contiguous().view(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     y = F.conv2d(image, weight[:, :, None, None], bias, dilation=2)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def batched_product(a: Tensor, b: Tensor) -> Tensor:
+    """``torch.bmm``, in about half the time for float32 on many CPUs where no gradient is wanted.
+
+    Args:
+        a: [B, M, K].
+        b: [B, K, N]; unlike the convolution of ``linear``, it may have rows as well as columns
+            that lie in one piece.
+
+    Returns:
+        [B, M, N].
+    """
+    is_plain = not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+    if torch.is_grad_enabled() or a.device.type != "cpu" or not is_plain:
+        return torch.bmm(a, b)
+    return _matrix_product.batched_product(a, b)
 
 
 def _prefers_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fastseg.layers.linear import Linear
+from fastseg.layers.linear import Linear, batched_product
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class MaskClassifier(nn.Module):
             queries: [B, Q, C], normalised.
             mask_features: [B, C_mask, h, w].
         """
-        masks = self.mask_embed(queries) @ mask_features.flatten(2)  # [B, Q, h * w]
+        masks = batched_product(self.mask_embed(queries), mask_features.flatten(2))  # [B, Q, h * w]
         return MaskPredictions(
             class_logits=self.class_predictor(queries),
             mask_logits=masks.unflatten(2, mask_features.shape[2:]),

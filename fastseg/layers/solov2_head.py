@@ -26,6 +26,7 @@ from fastseg.layers.grid_heads import (
     to_grid,
     with_coordinates,
 )
+from fastseg.layers.linear import batched_product
 
 
 @dataclass(frozen=True)
@@ -162,4 +163,4 @@ class MaskFeatureHead(nn.Module):
 
 def convolve(features: Tensor, kernels: Tensor) -> Tensor:
     """Features [B, E, h, w] with 1x1 kernels [B, K, E]: [B, K, h, w]."""
-    return torch.bmm(kernels, features.flatten(2)).unflatten(2, features.shape[-2:])
+    return batched_product(kernels, features.flatten(2)).unflatten(2, features.shape[-2:])

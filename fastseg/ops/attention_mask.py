@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastseg import _C
-from fastseg.ops._matrix_product import fast_product, has_fast_product
+from fastseg.ops._matrix_product import batched_product
 from fastseg.ops._registry import LIBRARY, stream_of
 
 WORD_KEYS = 64
@@ -96,18 +96,10 @@ def _empty_words(mask_logits: Tensor, height: int, width: int) -> Tensor:
 @torch.library.impl(LIBRARY, "attention_mask", "CUDA")
 def _attention_mask(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
     height, width = mask_features.shape[2:]
-    logits = _product(mask_embed, mask_features.flatten(2))
+    logits = batched_product(mask_embed, mask_features.flatten(2))
     if logits.dtype == torch.float64:
         logits = logits.float()
     return _pack(logits.unflatten(2, (height, width)), height, width)
-
-
-def _product(embed: Tensor, features: Tensor) -> Tensor:
-    """[B, Q, C] times [B, C, S]."""
-    if not has_fast_product(embed, features):
-        return torch.bmm(embed, features)
-    logits = [fast_product(*pair) for pair in zip(embed, features, strict=True)]
-    return torch.stack(logits) if len(logits) > 1 else logits[0][None]
 
 
 @torch.library.register_fake("fastseg::attention_mask")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastseg.layers.linear import Linear, linear
+from fastseg.layers.linear import Linear, batched_product, linear
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch lacks oneDNN")
 
@@ -189,8 +189,11 @@ def test_meta_and_fake_tensors_have_the_shape() -> None:
     assert layer(torch.empty(2, 700, 96, device="meta")).shape == (2, 700, 40)
     with torch._subclasses.FakeTensorMode():
         y = Linear(96, 40)(torch.empty(2, 700, 96))
+        with torch.no_grad():
+            product = batched_product(torch.empty(2, 5, 8), torch.empty(2, 8, 9))
     assert y.shape == (2, 700, 40)
     assert y.is_contiguous()
+    assert product.shape == (2, 5, 9)
 
 
 def test_layer_is_torchs_layer() -> None:
@@ -199,3 +202,30 @@ def test_layer_is_torchs_layer() -> None:
     assert list(layer.state_dict()) == ["weight"]
     x = torch.randn(700, 96)
     torch.testing.assert_close(copy.deepcopy(layer)(x), F.linear(x, layer.weight))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_batched_product_equals_torch(batch: int, dtype: torch.dtype) -> None:
+    a = torch.randn(batch, 20, 33, dtype=dtype)
+    maps = torch.randn(batch, 33, 10, 14, dtype=dtype)
+    for b in (maps, maps.to(memory_format=torch.channels_last)):
+        with torch.no_grad():
+            actual = batched_product(a, b.flatten(2))
+            assert batched_product(a[:, :0], b.flatten(2)).shape == (batch, 0, 140)
+        torch.testing.assert_close(actual, torch.bmm(a, b.flatten(2)), rtol=1e-5, atol=1e-5)
+        assert actual.is_contiguous()
+
+
+def test_batched_product_has_gradients_and_autocast() -> None:
+    a, b = torch.randn(2, 5, 8), torch.randn(2, 8, 9)
+    torch.autograd.gradcheck(batched_product, (a.double().requires_grad_(), b.double()))
+    a.requires_grad_()
+    batched_product(a, b).sum().backward()
+    torch.testing.assert_close(a.grad, b.sum(2)[:, None].expand(-1, 5, -1))
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert batched_product(a, b).dtype == torch.bfloat16
+        compiled = torch.compile(batched_product, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(a, b), torch.bmm(a, b))
+        assert batched_product(a.to("meta"), b.to("meta")).shape == (2, 5, 9)
