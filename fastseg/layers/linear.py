@@ -63,8 +63,7 @@ def _prefers_onednn(x: Tensor, weight: Tensor) -> bool:
         return False
     fits = weight.dim() == 2 and weight.shape[0] > 0 and weight.shape[1] == x.shape[-1]
     is_float = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    has_onednn = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
-    return fits and is_float and has_onednn
+    return fits and is_float and _matrix_product.has_onednn()
 
 
 class Linear(nn.Linear):

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 
+def has_onednn() -> bool:
+    """Whether torch has oneDNN and may use it."""
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+
+
 def has_fast_product(a: Tensor, b: Tensor) -> bool:
     """Whether `fast_product` takes these."""
     on_cpu = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32
-    has_onednn = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
-    return on_cpu and has_onednn and a.numel() > 0
+    return on_cpu and has_onednn() and a.numel() > 0
 
 
 def fast_product(a: Tensor, b: Tensor) -> Tensor:
