@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,12 @@ def test_op_has_its_companions(op):
         f"benchmarks/{op}.py",
     ]
     assert [name for name in expected if not (ROOT / name).exists()] == []
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them as modules without packages."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1 and name != "__init__.py"] == []
 
 
 @pytest.mark.parametrize("folder", CPU_ONLY)
