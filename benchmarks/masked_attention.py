@@ -130,23 +130,23 @@ def _sdpa(views: list[Tensor], logits: Tensor, work: Workload) -> Tensor:
 
 
 def _layer(work: Workload) -> Case:
-    """With the projections of nn.MultiheadAttention, which are the same matrix products in both."""
+    """With the projections of queries, keys, values and output."""
+    from fastseg import ops
+    from fastseg.layers.attention import MultiHeadAttention
+
     random = generator()
     dtype, device = work.setting.dtype, work.setting.device
     torch.manual_seed(0)
     module = nn.MultiheadAttention(CHANNELS, HEADS, batch_first=True).to(device, dtype)
+    own = MultiHeadAttention(channels=CHANNELS, num_heads=HEADS).to(device, dtype)
+    own.load_state_dict(module.state_dict())
     target = torch.randn(1, work.queries, CHANNELS, generator=random).to(device, dtype)
     memory = torch.randn(1, work.side**2, CHANNELS, generator=random).to(device, dtype)
     _, logits = work.inputs()
 
     def ours() -> Tensor:
-        weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
-        projected = [
-            F.linear(x, weight, bias).unflatten(2, (HEADS, -1)).transpose(1, 2)
-            for x, weight, bias in zip((target, memory, memory), weights, biases, strict=True)
-        ]
-        output = _fastseg(projected, logits, work)
-        return module.out_proj(output.transpose(1, 2).flatten(2))
+        bits = ops.pack_attention_mask(logits, work.size)
+        return own(target, memory, memory, bits)
 
     def theirs() -> Tensor:
         blocked = _blocked(logits, work, HEADS).flatten(0, 1)
