@@ -1,6 +1,7 @@
 """Builds fastseg._C with CMake; everything else is in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         options = {
             "CMAKE_BUILD_TYPE": "Release",
+            # pip builds in an environment that is gone the next time, and CMake remembers paths.
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": output.parent,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
