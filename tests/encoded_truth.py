@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from made_up_images import padded_batch
 
 from fastseg.categories import COCO_PANOPTIC
 from fastseg.instances import Instances
@@ -17,13 +18,6 @@ LABELS = {
     for annotation in json.loads((PANOPTIC / "ground_truth.json").read_text())["annotations"]
     for one in annotation["segments_info"]
 }
-
-
-@dataclass
-class Batch:
-    pixels: torch.Tensor
-    sizes: torch.Tensor
-    original_sizes: list
 
 
 @dataclass
@@ -45,12 +39,7 @@ class EncodedTruth(torch.nn.Module):
         self.asked = []
 
     def preprocess(self, images):
-        sizes = [tuple(image.shape[1:]) for image in images]
-        height, width = (max(sides) for sides in zip(*sizes, strict=True))
-        pixels = torch.zeros(len(images), 3, height, width)
-        for canvas, image in zip(pixels, images, strict=True):
-            canvas[:, : image.shape[1], : image.shape[2]] = image
-        return Batch(pixels, torch.tensor(sizes), sizes)
+        return padded_batch(images)
 
     def forward(self, pixels, sizes):
         red, green, blue = (pixels * 255).round().int().unbind(1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from encoded_truth import LABELS, EncodedTruth
+from made_up_images import padded_batch
 from PIL import Image
 
 import fastseg
@@ -19,13 +20,6 @@ from fastseg.segmentation import PanopticSegmentation, SemanticSegmentation
 
 HISTOLOGY = SAMPLES / "histology_pink.png"
 DENSE = SAMPLES / "fluorescence_dense.png"
-
-
-@dataclass
-class Batch:
-    pixels: torch.Tensor
-    sizes: torch.Tensor
-    original_sizes: list
 
 
 @dataclass
@@ -46,12 +40,7 @@ class MeanModel(torch.nn.Module):
     def preprocess(self, images):
         assert all(image.dtype == torch.float32 for image in images)
         self.batches.append(len(images))
-        sizes = [tuple(image.shape[1:]) for image in images]
-        height, width = (max(sides) for sides in zip(*sizes, strict=True))
-        pixels = torch.zeros(len(images), 3, height, width)
-        for canvas, image in zip(pixels, images, strict=True):
-            canvas[:, : image.shape[1], : image.shape[2]] = image
-        return Batch(pixels, torch.tensor(sizes), sizes)
+        return padded_batch(images)
 
     def forward(self, pixels, sizes):
         assert pixels.dtype == self.weight.dtype

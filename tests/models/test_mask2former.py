@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from made_up_images import images
 from torch import Tensor, nn
 
 from fastseg import Predictor, models
@@ -73,15 +74,6 @@ def small_model(kind: str, **options) -> Mask2Former:
 @pytest.fixture(scope="module", params=KINDS)
 def model(request) -> Mask2Former:
     return small_model(request.param)
-
-
-def images(*sizes: tuple[int, int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    coarse = [torch.rand(1, 3, 9, 9, generator=generator) for _ in sizes]
-    return [
-        nn.functional.interpolate(image, size=size, mode="bicubic")[0].clamp(0, 1)
-        for image, size in zip(coarse, sizes, strict=True)
-    ]
 
 
 def predict(model: Mask2Former, inputs: list[Tensor], task: str | None = None) -> list:

@@ -7,22 +7,13 @@ import warnings
 import mmdetection_peer
 import pytest
 import torch
+from made_up_images import images
 from pycocotools import mask as coco_mask
-from torch import Tensor, nn
+from torch import nn
 
 from fastseg import load_model
 
 mmdetection_peer.import_mmdet()
-
-
-def images(*sizes: tuple[int, int]) -> list[Tensor]:
-    """Noise in patches, so that neighbouring pixels are alike as in a photo."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = [torch.rand(1, 3, 9, 9, generator=generator) for _ in sizes]
-    return [
-        nn.functional.interpolate(image, size=size, mode="bicubic")[0].clamp(0, 1)
-        for image, size in zip(coarse, sizes, strict=True)
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from made_up_images import images
 from torch import nn
 
 from fastseg import load_model, models
@@ -28,16 +29,6 @@ BUILDERS = {
     "resnet101": models.mask_rcnn_resnet101_fpn,
     "resnext101_32x8d": models.mask_rcnn_resnext101_32x8d_fpn,
 }
-
-
-def images(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
-    """Noise in patches, so that neighbouring pixels are alike as in a photo."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = [torch.rand(1, 3, 9, 9, generator=generator) for _ in sizes]
-    return [
-        nn.functional.interpolate(image, size=size, mode="bicubic")[0].clamp(0, 1)
-        for image, size in zip(coarse, sizes, strict=True)
-    ]
 
 
 def predict(model: MaskRCNN, batch_images: list[torch.Tensor]) -> list:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from made_up_images import images
 from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.torch import save_file
@@ -54,15 +55,6 @@ def small_model(name: str, **options) -> SOLO:
 @pytest.fixture(scope="module", params=HEADS)
 def model(request) -> SOLO:
     return small_model(request.param)
-
-
-def images(*sizes: tuple[int, int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    coarse = [torch.rand(1, 3, 9, 9, generator=generator) for _ in sizes]
-    return [
-        nn.functional.interpolate(image, size=size, mode="bicubic")[0].clamp(0, 1)
-        for image, size in zip(coarse, sizes, strict=True)
-    ]
 
 
 def predict(model: SOLO, inputs: list[Tensor]) -> list:

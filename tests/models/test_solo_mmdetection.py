@@ -8,8 +8,8 @@ from typing import Any
 import mmdetection_peer
 import pytest
 import torch
+from made_up_images import images
 from pycocotools import mask as coco_mask
-from torch import Tensor, nn
 
 from fastseg import load_model
 from fastseg.checkpoints.keys import renamed
@@ -102,16 +102,6 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, tuple[float, float]], int]
         1,
     ),
 }
-
-
-def images(*sizes: tuple[int, int], seed: int = 0) -> list[Tensor]:
-    """Noise in patches, so that neighbouring pixels are alike as in a photo."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = [torch.rand(1, 3, 9, 9, generator=generator) for _ in sizes]
-    return [
-        nn.functional.interpolate(image, size=size, mode="bicubic")[0].clamp(0, 1)
-        for image, size in zip(coarse, sizes, strict=True)
-    ]
 
 
 @pytest.fixture(scope="module", params=CASES)
