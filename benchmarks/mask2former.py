@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.machinery
-import re
-import sys
-import types
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,73 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.agreement import Agreement
 from benchmarks.harness.case import Case, Run, Setting
-from benchmarks.harness.inputs import generator
+from benchmarks.harness.inputs import photos
+from benchmarks.harness.peer_models import fill, mmdetection_model
 
 Result = tuple[Tensor, Tensor, list[dict[str, Any]]]  # scores, labels, COCO run lengths
-Rules = Sequence[tuple[str, str]]
-# From our names to the peers'.
-MMDETECTION: Rules = (
-    (r"^decoder\.layers\.(\d+)\.(cross|self)_attn\.", r"decoder.layers.\1.\2_attn.attn."),
-    (r"^decoder\.layers\.(\d+)\.cross_norm\.", r"decoder.layers.\1.norms.0."),
-    (r"^decoder\.layers\.(\d+)\.self_norm\.", r"decoder.layers.\1.norms.1."),
-    (r"^decoder\.layers\.(\d+)\.norm\.", r"decoder.layers.\1.norms.2."),
-    (r"\.layers\.(\d+)\.norm1\.", r".layers.\1.norms.0."),
-    (r"\.layers\.(\d+)\.norm2\.", r".layers.\1.norms.1."),
-    (r"\.linear1\.", ".ffn.layers.0.0."),
-    (r"\.linear2\.", ".ffn.layers.1."),
-    (r"^decoder\.norm\.", "decoder.post_norm."),
-    (r"^decoder\.(layers|post_norm)\.", r"panoptic_head.transformer_decoder.\1."),
-    (r"^decoder\.class_predictor\.", "panoptic_head.cls_embed."),
-    (r"^decoder\.mask_embed\.1\.", "panoptic_head.mask_embed.2."),
-    (r"^decoder\.mask_embed\.2\.", "panoptic_head.mask_embed.4."),
-    (r"^decoder\.query_features\.", "panoptic_head.query_feat."),
-    (r"^decoder\.", "panoptic_head."),
-    (r"^pixel_decoder\.layers\.", "pixel_decoder.encoder.layers."),
-    (r"^pixel_decoder\.level_embed$", "pixel_decoder.level_encoding.weight"),
-    (r"\.input_projections\.(\d)\.", r".input_convs.\1."),
-    (r"\.lateral\.", ".lateral_convs.0."),
-    (r"\.output\.", ".output_convs.0."),
-    (r"convs\.(\d)\.0\.", r"convs.\1.conv."),
-    (r"convs\.(\d)\.1\.", r"convs.\1.gn."),
-    (r"\.mask_features\.", ".mask_feature."),
-    (r"^pixel_decoder\.", "panoptic_head.pixel_decoder."),
-)
-TRANSFORMERS: Rules = (
-    (r"^backbone\.conv1\.", "backbone.embedder.embedder.convolution."),
-    (r"^backbone\.bn1\.", "backbone.embedder.embedder.normalization."),
-    *((rf"^backbone\.layer{i}\.", f"backbone.encoder.stages.{i - 1}.layers.") for i in range(1, 5)),
-    *((rf"\.conv{i}\.", f".layer.{i - 1}.convolution.") for i in range(1, 4)),
-    *((rf"\.bn{i}\.", f".layer.{i - 1}.normalization.") for i in range(1, 4)),
-    (r"\.downsample\.0\.", ".shortcut.convolution."),
-    (r"\.downsample\.1\.", ".shortcut.normalization."),
-    (r"^backbone\.", "model.pixel_level_module.encoder."),
-    (r"\.layers\.(\d+)\.norm1\.", r".layers.\1.self_attn_layer_norm."),
-    (r"\.layers\.(\d+)\.norm2\.", r".layers.\1.final_layer_norm."),
-    (r"\.layers\.(\d+)\.(cross|self)_norm\.", r".layers.\1.\2_attn_layer_norm."),
-    (r"\.layers\.(\d+)\.norm\.", r".layers.\1.final_layer_norm."),
-    (r"\.linear(\d)\.", r".fc\1."),
-    (r"^pixel_decoder\.layers\.", "pixel_decoder.encoder.layers."),
-    (r"\.lateral\.", ".adapter_1."),
-    (r"\.output\.", ".layer_1."),
-    (r"^pixel_decoder\.mask_features\.", "pixel_decoder.mask_projection."),
-    (r"^pixel_decoder\.", "model.pixel_level_module.decoder."),
-    (r"^decoder\.class_predictor\.", "class_predictor."),
-    (r"^decoder\.mask_embed\.(\d)\.", r"decoder.decoder.mask_predictor.mask_embedder.\1.0."),
-    (r"^decoder\.query_embed\.", "decoder.queries_embedder."),
-    (r"^decoder\.query_features\.", "decoder.queries_features."),
-    (r"^decoder\.norm\.", "decoder.decoder.layernorm."),
-    (r"^decoder\.layers\.", "decoder.decoder.layers."),
-    (r"^decoder\.", "model.transformer_module."),
-)
-# Not in ours: the loss's class weights, and counters of batch normalisation.
-UNUSED = re.compile(r"criterion\.empty_weight|.*\.num_batches_tracked")
 NUM_CLASSES = 80
 
 
 def cases(setting: Setting) -> Iterator[Case]:
     """ResNet-50 on 800x1333 images: pixels to predictions, and image to run lengths."""
     height, width = (64, 96) if setting.quick else (800, 1333)
-    images = _images(1, height, width, setting.device)
+    images = photos(1, height, width, setting.device)
     model = _model(setting, images)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     with torch.inference_mode():
@@ -246,53 +185,20 @@ def _transformers(model: nn.Module, setting: Setting) -> nn.Module:
     config = Mask2FormerConfig(
         backbone_config=ResNetConfig(out_features=stages), num_labels=NUM_CLASSES
     )
-    return _filled(Mask2FormerForUniversalSegmentation(config), model, TRANSFORMERS, setting)
+    peer = Mask2FormerForUniversalSegmentation(config)
+    return _filled(peer, model, "transformers Mask2Former", setting)
 
 
 def _mmdetection(model: nn.Module, setting: Setting) -> nn.Module:
-    """It needs none of mmcv's compiled operators here."""
-    if "mmcv._ext" not in sys.modules:
-        extension = _NoOperators("mmcv._ext")
-        extension.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
-        sys.modules["mmcv._ext"] = extension
-    mmdet = importlib.import_module("mmdet")
-    importlib.import_module("mmdet.models")
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
-    init_default_scope("mmdet")
-    configs = Path(mmdet.__file__).parent / ".mim" / "configs" / "mask2former"
-    loaded = Config.fromfile(configs / "mask2former_r50_8xb2-lsj-50e_coco.py").model
-    loaded.backbone.init_cfg = None
-    return _filled(mmdet.registry.MODELS.build(loaded), model, MMDETECTION, setting)
+    peer = mmdetection_model("mask2former/mask2former_r50_8xb2-lsj-50e_coco")
+    return _filled(peer, model, "mmdetection Mask2Former", setting)
 
 
-class _NoOperators(types.ModuleType):
-    """Stands for mmcv's compiled module, whose functions are looked up but not called."""
+def _filled(peer: nn.Module, model: nn.Module, found: str, setting: Setting) -> nn.Module:
+    """The peer, whose checkpoints are of the format `found`, with our weights."""
+    from fastseg.checkpoints.mask2former import NAMES, with_our_names
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return None
-
-
-def _filled(peer: nn.Module, model: nn.Module, rules: Rules, setting: Setting) -> nn.Module:
-    """The peer with our weights."""
-    weights = {}
-    for key, tensor in model.state_dict().items():
-        for ours, theirs in rules:
-            key = re.sub(ours, theirs, key)
-        parts = [f".self_attn.{part}_proj." for part in "qkv"]
-        apart = key.replace(".self_attn.in_proj_", parts[0])
-        if rules is TRANSFORMERS and apart != key:
-            for part, rows in zip(parts, tensor.chunk(3), strict=True):
-                weights[apart.replace(parts[0], part)] = rows
-        else:
-            weights[key] = tensor
-    missing, unexpected = peer.load_state_dict(weights, strict=False)
-    wrong = [*(key for key in missing if not UNUSED.fullmatch(key)), *unexpected]
-    if wrong:
-        raise RuntimeError(f"keys that do not fit the peer: {wrong}")
+    fill(peer, model, partial(with_our_names, names=NAMES[found], source="the peer"))
     return peer.eval().to(setting.device, setting.dtype)
 
 
@@ -316,13 +222,6 @@ def _model(setting: Setting, images: list[Tensor]) -> Any:
             linear.weight.normal_(std=(1.5 / linear.in_features) ** 0.5)
     model.to(setting.device, memory_format=torch.channels_last)
     return model.to(setting.dtype).requires_grad_(False)
-
-
-def _images(count: int, height: int, width: int, device: torch.device) -> list[Tensor]:
-    """Noise in patches, so that neighbouring pixels are alike as in a photo."""
-    coarse = torch.rand(count, 3, 24, 40, generator=generator())
-    fine = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
-    return list(fine.to(device))
 
 
 def _same_signs(share: float, limit: float) -> Agreement:

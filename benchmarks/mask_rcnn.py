@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.agreement import Agreement
 from benchmarks.harness.case import Case, Run, Setting
-from benchmarks.harness.inputs import generator
+from benchmarks.harness.inputs import photos
 
 NUM_CLASSES = 81
 
@@ -20,9 +20,9 @@ NUM_CLASSES = 81
 def cases(setting: Setting) -> Iterator[Case]:
     """ResNet-50-FPN on 800x1333 images: tensors to run lengths, and the network alone."""
     height, width = (96, 128) if setting.quick else (800, 1333)
-    model = _model(setting, _images(1, height, width, setting.device))
+    model = _model(setting, photos(1, height, width, setting.device))
     for batch in (1, 8) if setting.device.type == "cuda" and not setting.quick else (1,):
-        images = _images(batch, height, width, setting.device)
+        images = photos(batch, height, width, setting.device)
         with torch.inference_mode():
             inputs = model.preprocess(images)
             with FlopCounterMode(display=False) as counter:
@@ -152,13 +152,6 @@ def _peer(model: nn.Module, setting: Setting) -> nn.Module:
     )
     peer.load_state_dict(model.state_dict())
     return peer.eval().to(setting.device, memory_format=torch.channels_last)
-
-
-def _images(count: int, height: int, width: int, device: torch.device) -> list[Tensor]:
-    """Noise in patches, so that neighbouring pixels are alike as in a photo."""
-    coarse = torch.rand(count, 3, 24, 40, generator=generator())
-    fine = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
-    return list(fine.to(device))
 
 
 def _same_instances(share: float) -> Agreement:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.machinery
-import re
-import sys
-import types
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,24 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness.agreement import Agreement
 from benchmarks.harness.case import Case, Run, Setting
-from benchmarks.harness.inputs import generator
+from benchmarks.harness.inputs import photos
+from benchmarks.harness.peer_models import fill, mmdetection_model
 
 Result = tuple[Tensor, list[dict[str, Any]]]  # labels and COCO run lengths of an image
-# From our names to mmdetection's; within the head a convolution is "conv" and its norm "gn".
-PEER_NAMES = (
-    (r"^backbone\.body\.", "backbone."),
-    (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"neck.lateral_convs.\1.conv."),
-    (r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"neck.fpn_convs.\1.conv."),
-    (r"^(head\..*(?:convs\.\d|levels\.\d\.\d|features\.predictor))\.0\.", r"\1.conv."),
-    (r"^(head\..*(?:convs\.\d|levels\.\d\.\d|features\.predictor))\.1\.", r"\1.gn."),
-    (r"^head\.mask_features\.levels\.(\d)\.", r"head.mask_features.convs_all_levels.\1.conv"),
-    (r"^head\.mask_features\.predictor\.", "head.mask_features.conv_pred."),
-    (r"^head\.mask_features\.", "mask_head.mask_feature_head."),
-    (r"^head\.class_convs\.", "mask_head.cls_convs."),
-    (r"^head\.(class|kernel)_predictor\.", r"mask_head.conv_\1."),
-    (r"^mask_head\.conv_class\.", "mask_head.conv_cls."),
-    (r"^head\.kernel_convs\.", "mask_head.kernel_convs."),
-)
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -48,7 +29,7 @@ def cases(setting: Setting) -> Iterator[Case]:
             if "light" not in builder:
                 continue
             height, width = 96, 128
-        images = _images(1, height, width, setting.device)
+        images = photos(1, height, width, setting.device)
         model = _model(builder, setting, images)
         with torch.inference_mode():
             batch = model.preprocess(images)
@@ -143,37 +124,13 @@ def _encoded(results: list[Any]) -> list[Result]:
 
 
 def _peer(model: nn.Module, config: str, setting: Setting) -> nn.Module:
-    """mmdetection's with the same weights; it needs none of mmcv's compiled operators here."""
-    if "mmcv._ext" not in sys.modules:
-        extension = _NoOperators("mmcv._ext")
-        extension.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
-        sys.modules["mmcv._ext"] = extension
-    mmdet = importlib.import_module("mmdet")
-    importlib.import_module("mmdet.models")
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
+    """mmdetection's with the same weights."""
+    from fastseg.checkpoints.keys import renamed
+    from fastseg.checkpoints.mmdetection_solo import RULES
 
-    init_default_scope("mmdet")
-    configs = Path(mmdet.__file__).parent / ".mim" / "configs" / "solov2"
-    loaded = Config.fromfile(configs / f"{config}.py").model
-    loaded.backbone.init_cfg = None
-    peer = mmdet.registry.MODELS.build(loaded)
-    weights = {}
-    for key, tensor in model.state_dict().items():
-        for ours, theirs in PEER_NAMES:
-            key = re.sub(ours, theirs, key)
-        weights[key] = tensor
-    peer.load_state_dict(weights)
+    peer = mmdetection_model(f"solov2/{config}")
+    fill(peer, model, partial(renamed, rules=RULES))
     return peer.eval().to(setting.device, setting.dtype, memory_format=torch.channels_last)
-
-
-class _NoOperators(types.ModuleType):
-    """Stands for mmcv's compiled module, whose functions are looked up but not called."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return None
 
 
 def _model(builder: str, setting: Setting, images: list[Tensor]) -> Any:
@@ -203,13 +160,6 @@ def _spread_outputs(model: Any, images: list[Tensor]) -> None:
         factor = deviation / values.std()
         predictor.weight.mul_(factor)
         predictor.bias.sub_(values.mean()).mul_(factor).add_(mean)
-
-
-def _images(count: int, height: int, width: int, device: torch.device) -> list[Tensor]:
-    """Noise in patches, so that neighbouring pixels are alike as in a photo."""
-    coarse = torch.rand(count, 3, 24, 40, generator=generator())
-    fine = nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
-    return list(fine.to(device))
 
 
 def _same_instances(share: float) -> Agreement:

@@ -12,6 +12,15 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def photos(count: int, height: int, width: int, device: torch.device) -> list[Tensor]:
+    """Images [3, height, width] from 0 to 1.
+
+    They are noise in patches, so that neighbouring pixels are alike as in a photo.
+    """
+    coarse = torch.rand(count, 3, 24, 40, generator=generator())
+    return list(F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1).to(device))
+
+
 def proposals(count: int, height: int, width: int, random: torch.Generator) -> Tensor:
     """Boxes like those of a region proposal network: sides log-uniform in 16-600 px, aspect ratio
     e^-0.7 to e^0.7, centres anywhere, clipped to the image.
