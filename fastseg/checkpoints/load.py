@@ -231,7 +231,6 @@ def mask2former_network(
     state_dict = tensors
     if names is not None:
         state_dict = mask2former.with_our_names(tensors, names, source)
-    if names is not None:
         options = {**names.defaults, **options}
     options = {**mask2former.defaults(state_dict, options), **options}
     if (

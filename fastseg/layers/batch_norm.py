@@ -68,6 +68,13 @@ def is_fixed(norm: nn.Module) -> TypeGuard[FrozenBatchNorm2d | nn.BatchNorm2d]:
     return isinstance(norm, FrozenBatchNorm2d)
 
 
+def keep_statistics(module: nn.Module) -> None:
+    """Sets the batch normalisations in a module to eval mode: they use what they have stored."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+
+
 def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
     """``norm(conv(x))``, in place on the convolution's output where no gradient is needed.
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastseg.layers.attention import MultiHeadAttention
 from fastseg.layers.base_pixel_decoder import BasePixelDecoder
-from fastseg.layers.linear import Linear
+from fastseg.layers.encoder_layer import EncoderLayer
 from fastseg.layers.pixel_decoder import initialise
 from fastseg.layers.position_encoding import sine_position_encoding
 
 
-class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward network, each around a shortcut with a norm behind it.
+class TransformerEncoderLayer(EncoderLayer):
+    """All pixels attend to one another.
 
     Args:
         channels: C, of the tokens.
@@ -27,23 +26,17 @@ class EncoderLayer(nn.Module):
     def __init__(
         self, *, channels: int, num_heads: int, ffn_channels: int, dropout: float = 0.0
     ) -> None:
-        super().__init__()
-        self.self_attn = MultiHeadAttention(channels=channels, num_heads=num_heads, dropout=dropout)
-        self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = Linear(channels, ffn_channels)
-        self.linear2 = Linear(ffn_channels, channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.dropout = nn.Dropout(dropout)
-        nn.init.xavier_uniform_(self.linear1.weight)
-        nn.init.xavier_uniform_(self.linear2.weight)
+        super().__init__(
+            MultiHeadAttention(channels=channels, num_heads=num_heads, dropout=dropout),
+            channels=channels,
+            ffn_channels=ffn_channels,
+            dropout=dropout,
+        )
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Tokens [B, S, C], positions [S, C] -> [B, S, C]."""
         placed = x + positions
-        x = self.norm1(x + self.dropout(self.self_attn(placed, placed, x)))
-        hidden = self.dropout(F.relu_(self.linear1(x)))
-        y: Tensor = self.norm2(x + self.dropout(self.linear2(hidden)))
-        return y
+        return self.with_attended(x, self.self_attn(placed, placed, x))
 
 
 class TransformerEncoderPixelDecoder(BasePixelDecoder):
@@ -83,7 +76,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         self.input_projection = nn.Conv2d(coarsest, channels, 1)
         self.input_projection.apply(initialise)
         self.layers = nn.ModuleList(
-            EncoderLayer(
+            TransformerEncoderLayer(
                 channels=channels, num_heads=num_heads, ffn_channels=ffn_channels, dropout=dropout
             )
             for _ in range(num_layers)

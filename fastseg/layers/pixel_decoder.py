@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastseg.layers.batch_norm import ConvNorm
-from fastseg.layers.linear import Linear
+from fastseg.layers.encoder_layer import EncoderLayer
 from fastseg.layers.ms_deform_attn import MSDeformAttn
 from fastseg.layers.position_encoding import sine_position_encoding
 
@@ -27,8 +27,8 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class DeformableEncoderLayer(nn.Module):
-    """Multi-scale deformable self-attention and a feed-forward network (Zhu et al., 2021).
+class DeformableEncoderLayer(EncoderLayer):
+    """Multi-scale deformable attention (Zhu et al., 2021).
 
     Args:
         channels: of the tokens.
@@ -47,14 +47,8 @@ class DeformableEncoderLayer(nn.Module):
         num_points: int,
         ffn_channels: int,
     ) -> None:
-        super().__init__()
-        self.self_attn = MSDeformAttn(channels, num_levels, num_heads, num_points)
-        self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = Linear(channels, ffn_channels)
-        self.linear2 = Linear(ffn_channels, channels)
-        self.norm2 = nn.LayerNorm(channels)
-        nn.init.xavier_uniform_(self.linear1.weight)
-        nn.init.xavier_uniform_(self.linear2.weight)
+        attention = MSDeformAttn(channels, num_levels, num_heads, num_points)
+        super().__init__(attention, channels=channels, ffn_channels=ffn_channels)
 
     def forward(
         self,
@@ -75,9 +69,7 @@ class DeformableEncoderLayer(nn.Module):
             [B, S, C].
         """
         attended = self.self_attn(tokens + positions, references, tokens, shapes)
-        x = self.norm1(tokens + attended)
-        y: Tensor = self.norm2(x + self.linear2(F.relu_(self.linear1(x))))
-        return y
+        return self.with_attended(tokens, attended)
 
 
 class MSDeformAttnPixelDecoder(nn.Module):

@@ -67,6 +67,41 @@ def assign(
     return Matches([min(num_queries, length) for length in lengths], queries, instances)
 
 
+def pair_costs(
+    probabilities: Tensor,
+    losses: Tensor,
+    savings: Tensor,
+    shares: Tensor,
+    labels: Tensor,
+    truth: Tensor,
+    weights: tuple[float, float, float],
+) -> Tensor:
+    """What it costs to take the queries of an image for its instances.
+
+    That is minus the probability of the instance's class, the mean loss of the mask's points, and
+    one minus the Dice coefficient of the masks. All pairs are a product of matrices, since the loss
+    of a point is linear in the truth.
+
+    Args:
+        probabilities: [Q, K + 1], of the classes.
+        losses: [Q, P], of points where the truth is 0.
+        savings: [Q, P], by how much the loss is less where it is 1.
+        shares: [Q, P], probabilities of the masks.
+        labels: int64 [N], of the instances; those out of range are found by `check_values`.
+        truth: [N, P], 0 to 1.
+        weights: factors of the costs of classes, masks and Dice.
+
+    Returns:
+        [Q, N].
+    """
+    class_weight, mask_weight, dice_weight = weights
+    masks = (losses.sum(1, keepdim=True) - savings @ truth.mT) / losses.shape[1]  # [Q, N]
+    areas = shares.sum(1, keepdim=True) + truth.sum(1)
+    dice = 1 - (2 * (shares @ truth.mT) + 1) / (areas + 1)
+    classes = -probabilities[:, labels.clamp(0, probabilities.shape[1] - 2)]
+    return mask_weight * masks + class_weight * classes + dice_weight * dice
+
+
 def check_layers(
     predictions: Sequence[MaskPredictions],
     targets: Sequence[InstanceTargets],

@@ -15,6 +15,7 @@ from fastseg.losses.assignment import (
     check_layers,
     check_shapes,
     check_values,
+    pair_costs,
     raise_for_values,
 )
 from fastseg.losses.instance_targets import InstanceTargets
@@ -128,29 +129,18 @@ def _costs(
     size: tuple[int, int],
     weights: tuple[float, float, float],
 ) -> list[Tensor]:
-    """The cross-entropy of logit x and truth t is softplus(x) - x t, so that one matrix product
-    serves the costs of masks and of Dice.
-    """
-    class_weight, mask_weight, dice_weight = weights
+    """The cross-entropy of logit x and truth t is softplus(x) - x t."""
     with torch.autocast(points.device.type, enabled=False):
         probabilities = predictions.class_logits.float().softmax(-1)
         logits = ops.point_sample(predictions.mask_logits.float(), points)  # [B, Q, P]
         shares = logits.sigmoid()
-        areas = shares.sum(2, keepdim=True)
         # Several times as fast on the CPU as torch's own softplus.
         softplus = logits.relu() - torch.maximum(shares, 1 - shares).log()
-        softplus = softplus.sum(2, keepdim=True)
-        both = torch.cat([logits, shares], dim=1)
         costs = []
         for i, target in enumerate(targets):
             truth = sample_masks(target.masks[None], points[i, None], size)[0]  # [N, P]
-            products, overlaps = (both[i] @ truth.mT).chunk(2)  # [Q, N] each
-            masks = (softplus[i] - products) / points.shape[1]
-            dice = 1 - (2 * overlaps + 1) / (areas[i] + truth.sum(1) + 1)
-            # Labels out of range are found later, together with all else.
-            labels = target.labels.clamp(0, probabilities.shape[2] - 2)
-            classes = -probabilities[i][:, labels]
-            costs.append(mask_weight * masks + class_weight * classes + dice_weight * dice)
+            queries = (probabilities[i], softplus[i], logits[i], shares[i])
+            costs.append(pair_costs(*queries, target.labels, truth, weights))
     return costs
 
 

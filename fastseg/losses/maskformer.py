@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fastseg.layers.mask_classification import MaskPredictions
-from fastseg.losses.assignment import assign, check_layers
+from fastseg.losses.assignment import assign, check_layers, pair_costs
 from fastseg.losses.instance_targets import InstanceTargets
 from fastseg.losses.set_losses import MaskLosses, dice_loss, set_losses
 
@@ -100,18 +100,13 @@ class MaskFormerLoss:
     ) -> list[Tensor]:
         """Per image float32 [Q, N]."""
         probabilities = predictions.class_logits.float().softmax(-1)
+        weights = (self.class_weight, self.mask_weight, self.dice_weight)
         costs = []
         for i, target in enumerate(targets):
             logits = predictions.mask_logits[i].float()
             truth = nearest(target.masks, logits.shape[1:], size).flatten(1).float()
-            # Labels out of range are found later, together with all else.
-            labels = target.labels.clamp(0, probabilities.shape[2] - 2)
-            focal, dice = _pair_costs(logits.flatten(1), truth)
-            costs.append(
-                self.mask_weight * focal
-                - self.class_weight * probabilities[i][:, labels]
-                + self.dice_weight * dice
-            )
+            queries = (probabilities[i], *_focal_losses(logits.flatten(1)))
+            costs.append(pair_costs(*queries, target.labels, truth, weights))
         return costs
 
 
@@ -158,13 +153,10 @@ def nearest(masks: Tensor, shape: Sequence[int], size: tuple[int, int]) -> Tenso
     return F.pad(masks, (0, shape[1] - masks.shape[2], 0, shape[0] - masks.shape[1]))
 
 
-def _pair_costs(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Focal and Dice cost, [Q, N] each, of logits [Q, P] and truth [N, P]."""
+def _focal_losses(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `pair_costs` takes of the masks' logits [Q, P]: losses, savings and shares."""
     shares = logits.sigmoid()
     log_larger = torch.maximum(shares, 1 - shares).log()
     inside = FOCAL_ALPHA * (1 - shares) ** 2 * ((-logits).relu() - log_larger)
     outside = (1 - FOCAL_ALPHA) * shares**2 * (logits.relu() - log_larger)
-    differences, overlaps = (torch.cat([inside - outside, shares]) @ truth.mT).chunk(2)
-    focal = (outside.sum(1, keepdim=True) + differences) / logits.shape[1]
-    areas = shares.sum(1, keepdim=True) + truth.sum(1)
-    return focal, 1 - (2 * overlaps + 1) / (areas + 1)
+    return outside, outside - inside, shares

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastseg.categories import by_count
 from fastseg.instances import Instances
+from fastseg.layers.batch_norm import keep_statistics
 from fastseg.layers.mask_classification import MaskClassifier, MaskPredictions
 from fastseg.layers.mask_results import ImageFrame, instances_of, panoptic_of, semantic_of
 from fastseg.models.image_batch import ImageBatch, ImageTransform
@@ -120,9 +121,7 @@ class Mask2Former(nn.Module):
     def train(self, mode: bool = True) -> Mask2Former:
         """Sets training mode, in which batch normalisation keeps its statistics."""
         super().train(mode)
-        for module in self.backbone.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        keep_statistics(self.backbone)
         return self
 
     def features(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastseg import ops
 from fastseg.instances import Instances, boxes_around
+from fastseg.layers.batch_norm import keep_statistics
 from fastseg.layers.fpn import BackboneWithFPN
 from fastseg.layers.grid_candidates import top_candidates
 from fastseg.layers.grid_heads import GridHead
@@ -133,9 +134,7 @@ class SOLO(nn.Module):
     def train(self, mode: bool = True) -> SOLO:
         """Sets training mode, in which the backbone keeps its statistics as the peers' does."""
         super().train(mode)
-        for module in self.backbone.body.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        keep_statistics(self.backbone.body)
         return self
 
     def predict_grids(

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastseg.layers.encoder_pixel_decoder import EncoderLayer, TransformerEncoderPixelDecoder
+from fastseg.layers.encoder_pixel_decoder import (
+    TransformerEncoderLayer,
+    TransformerEncoderPixelDecoder,
+)
 from fastseg.layers.position_encoding import sine_position_encoding
 
 SIZES = {"channels": 32, "mask_channels": 12, "num_heads": 4, "num_layers": 2, "ffn_channels": 24}
@@ -26,7 +29,7 @@ def pixel_decoder(**options: bool) -> TransformerEncoderPixelDecoder:
 
 def test_layer_is_torchs_with_positions_for_the_attention_alone():
     torch.manual_seed(0)
-    layer = EncoderLayer(channels=32, num_heads=4, ffn_channels=24, dropout=0.3).eval()
+    layer = TransformerEncoderLayer(channels=32, num_heads=4, ffn_channels=24, dropout=0.3).eval()
     theirs = nn.TransformerEncoderLayer(32, 4, 24, batch_first=True).eval()
     theirs.load_state_dict(layer.state_dict())
     tokens, positions = torch.randn(2, 15, 32), torch.randn(15, 32)
