@@ -105,11 +105,12 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit status."""
     from fastseg.cli import progress
 
-    _check(options)
+    if options.task is not None:  # before a model is loaded
+        _check(options, options.task)
     paths, failures = _inputs(options)
     predictor = _predictor(options)
+    _check(options, predictor.task)
     formats = options.formats or DEFAULT_FORMATS[predictor.task]
-    _check_formats(formats, predictor.task)
     options.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     table = _table(predictor.task)
@@ -142,20 +143,15 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Finds what is wrong with the options before a model is loaded."""
+def _check(options: argparse.Namespace, task: str) -> None:
+    """Finds what is wrong with the options for a task."""
     from fastseg.cli import UsageError
 
-    if options.task == "semantic" and options.score is not None:
+    if task != "semantic":
+        return
+    if options.score is not None:
         raise UsageError("--score is not for semantic results, which have no scores")
-    if options.task is not None and options.formats is not None:
-        _check_formats(options.formats, options.task)
-
-
-def _check_formats(formats: Sequence[str], task: str) -> None:
-    from fastseg.cli import UsageError
-
-    if task == "semantic" and "coco" in formats:
+    if "coco" in (options.formats or ()):
         raise UsageError("--format coco is not for semantic results; masks writes label images")
 
 
@@ -197,8 +193,6 @@ def _predictor(options: argparse.Namespace) -> Predictor:
         )
     except (OSError, ValueError, RuntimeError) as error:  # no such file or device, odd weights
         raise UsageError(str(error)) from error
-    if predictor.task == "semantic" and options.score is not None:
-        raise UsageError("--score is not for semantic results, which have no scores")
     own = getattr(predictor.model, "object_mask_threshold", None)
     if predictor.task == "panoptic" and options.score is not None and own is not None:
         # The model's own threshold comes before and would hide a lower one.

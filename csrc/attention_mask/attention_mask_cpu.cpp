@@ -9,27 +9,13 @@
 #include "core/cpu_dispatch.h"
 #include "core/dispatch.h"
 #include "core/parallel.h"
+#include "core/resized_rows.h"
 
 namespace fastseg {
 namespace FASTSEG_ISA {
 namespace {
 
 constexpr int64_t kPixelsPerTask = 1 << 14;
-
-struct Columns {
-  std::vector<int> low, high;
-  std::vector<float> low_weight, high_weight;
-
-  Columns(int64_t pixels, int64_t cells) {
-    for (int64_t x = 0; x < pixels; ++x) {
-      const Tap tap = stretched_tap(x, pixels, static_cast<int>(cells));
-      low.push_back(tap.low);
-      high.push_back(tap.high);
-      low_weight.push_back(tap.low_weight);
-      high_weight.push_back(tap.high_weight);
-    }
-  }
-};
 
 // A row of logits as floats next to each other: the row itself, or a copy in `buffer`.
 template <class T>
@@ -42,7 +28,7 @@ const float* read_row(const AttentionMaskParams& p, const T* logits, int64_t row
 }
 
 // A row of the map between two rows of logits.
-void blend_rows(Blend blend, const Tap& y, const Columns& columns, const float* __restrict north,
+void blend_rows(Blend blend, const Tap& y, const Taps& columns, const float* __restrict north,
                 const float* __restrict south, float* __restrict out) {
   const int *low = columns.low.data(), *high = columns.high.data();
   const float *low_weight = columns.low_weight.data(), *high_weight = columns.high_weight.data();
@@ -64,7 +50,7 @@ void blend_rows(Blend blend, const Tap& y, const Columns& columns, const float* 
 template <class T>
 void pack(const AttentionMaskParams& p) {
   const int64_t queries = p.logits.size[1];
-  const Columns columns(p.width, p.logits.size[3]);
+  const Taps columns(p.logits.size[3], p.width, p.width, p.width);
   const Blend blend = cpu_interpolate_blend(p.height, p.width);
   const int64_t grain = kPixelsPerTask / std::max<int64_t>(p.height * p.width, 1);
   parallel_for(p.logits.size[0] * queries, grain, [&](int64_t begin, int64_t end) {

@@ -14,28 +14,37 @@ namespace FASTSEG_ISA {
 
 constexpr int64_t kStripColumns = 64;
 
-// One resize: from which cells each of its rows and columns comes.
-struct ResizeStage {
-  Blend blend;
-  std::vector<Tap> rows;
-  std::vector<int> low, high;  // per column
+// From which two cells of an axis each of its pixels comes, as arrays for loops over pixels.
+struct Taps {
+  std::vector<int> low, high;
   std::vector<float> low_weight, high_weight;
 
-  // From `cells` (height, width) to `pixels`, of which `rows` and `columns` are needed; the last
-  // column is repeated until whole strips are full.
-  ResizeStage(const int64_t* cells, const int64_t* pixels, int64_t num_rows, int64_t columns)
-      : blend(cpu_interpolate_blend(pixels[0], pixels[1])), rows(num_rows) {
-    for (int64_t y = 0; y < num_rows; ++y) {
-      rows[y] = stretched_tap(y, pixels[0], static_cast<int>(cells[0]));
-    }
-    const int64_t padded = (columns + kStripColumns - 1) / kStripColumns * kStripColumns;
+  // Of the first `count` of `pixels`; the last one is repeated until there are `padded`.
+  Taps(int64_t cells, int64_t pixels, int64_t count, int64_t padded) {
     for (int64_t x = 0; x < padded; ++x) {
-      const Tap tap =
-          stretched_tap(std::min(x, columns - 1), pixels[1], static_cast<int>(cells[1]));
+      const Tap tap = stretched_tap(std::min(x, count - 1), pixels, static_cast<int>(cells));
       low.push_back(tap.low);
       high.push_back(tap.high);
       low_weight.push_back(tap.low_weight);
       high_weight.push_back(tap.high_weight);
+    }
+  }
+};
+
+// One resize: from which cells each of its rows and columns comes.
+struct ResizeStage {
+  Blend blend;
+  std::vector<Tap> rows;
+  Taps columns;  // padded to whole strips
+
+  // From `cells` (height, width) to `pixels`, of which rows and columns are needed.
+  ResizeStage(const int64_t* cells, const int64_t* pixels, int64_t num_rows, int64_t num_columns)
+      : blend(cpu_interpolate_blend(pixels[0], pixels[1])),
+        rows(num_rows),
+        columns(cells[1], pixels[1], num_columns,
+                (num_columns + kStripColumns - 1) / kStripColumns * kStripColumns) {
+    for (int64_t y = 0; y < num_rows; ++y) {
+      rows[y] = stretched_tap(y, pixels[0], static_cast<int>(cells[0]));
     }
   }
 };
@@ -59,14 +68,16 @@ struct ResizePlan {
 
   int64_t num_strips() const { return (width + kStripColumns - 1) / kStripColumns; }
   // Columns of the input of the last stage that a strip comes from.
-  int west(int64_t strip) const { return stages.back().low[strip * kStripColumns]; }
-  int east(int64_t strip) const { return stages.back().high[(strip + 1) * kStripColumns - 1]; }
+  int west(int64_t strip) const { return stages.back().columns.low[strip * kStripColumns]; }
+  int east(int64_t strip) const {
+    return stages.back().columns.high[(strip + 1) * kStripColumns - 1];
+  }
   // Columns of cells that a strip comes from.
   int first_column(int64_t strip) const {
-    return stages.size() > 1 ? stages[0].low[west(strip)] : west(strip);
+    return stages.size() > 1 ? stages[0].columns.low[west(strip)] : west(strip);
   }
   int last_column(int64_t strip) const {
-    return stages.size() > 1 ? stages[0].high[east(strip)] : east(strip);
+    return stages.size() > 1 ? stages[0].columns.high[east(strip)] : east(strip);
   }
 };
 
@@ -98,8 +109,8 @@ class StageRows {
       return;
     }
     const float *north_east = north.east.data(), *south_east = south.east.data();
-    const float* low_weight = stage_.low_weight.data() + first_;
-    const float* high_weight = stage_.high_weight.data() + first_;
+    const float* low_weight = stage_.columns.low_weight.data() + first_;
+    const float* high_weight = stage_.columns.high_weight.data() + first_;
     for (int64_t i = 0; i < count_; ++i) {
       out[i] = blend_four(Blend::east_first, tap, low_weight[i], high_weight[i], north_west[i],
                           north_east[i], south_west[i], south_east[i]);
@@ -121,13 +132,13 @@ class StageRows {
     if (line.row == row) return line;
     line.row = row;
     const float* __restrict cells = input(row);
-    const int* __restrict low = stage_.low.data() + first_;
-    const int* __restrict high = stage_.high.data() + first_;
+    const int* __restrict low = stage_.columns.low.data() + first_;
+    const int* __restrict high = stage_.columns.high.data() + first_;
     line.west.resize(std::max<size_t>(line.west.size(), count_));
     float* __restrict west = line.west.data();
     if (stage_.blend == Blend::separable) {
-      const float* __restrict low_weight = stage_.low_weight.data() + first_;
-      const float* __restrict high_weight = stage_.high_weight.data() + first_;
+      const float* __restrict low_weight = stage_.columns.low_weight.data() + first_;
+      const float* __restrict high_weight = stage_.columns.high_weight.data() + first_;
       for (int64_t i = 0; i < count_; ++i) {
         west[i] = blend_pair(cells[low[i]], low_weight[i], cells[high[i]], high_weight[i]);
       }
@@ -152,7 +163,7 @@ class ResizedRows {
  public:
   explicit ResizedRows(const ResizePlan& plan)
       : plan_(plan), last_(plan.stages.back()), first_(plan.stages.front()) {
-    if (plan.stages.size() > 1) via_row_.resize(plan.stages.front().low.size());
+    if (plan.stages.size() > 1) via_row_.resize(plan.stages.front().columns.low.size());
   }
 
   // `cells` is where row 0 of the mask would lie; only the rows behind those asked for are read.

@@ -13,6 +13,7 @@ from fastseg import _C, reference
 from fastseg.ops._deform_conv_call import Call, aligned
 from fastseg.ops._deform_conv_checks import check, pair_of
 from fastseg.ops._deform_conv_tiles import make_tiles
+from fastseg.ops._fixed_point import fixed_point_units, wants_fixed_point
 from fastseg.ops._registry import LIBRARY
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
@@ -133,7 +134,7 @@ def _backward(
     dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(input, offset, weight, mask, stride, padding, dilation)
-    deterministic = call.on_device and torch.are_deterministic_algorithms_enabled()
+    deterministic = wants_fixed_point(input)
     units = _units(call, grad_output) if deterministic else None
     grad_input = torch.zeros_like(
         input,
@@ -214,8 +215,8 @@ def _units(call: Call, grad_output: Tensor) -> Tensor:
     if call.mask is not None:
         largest = largest * call.mask.abs().amax()
     samples = call.taps * call.offset.shape[2] * call.offset.shape[3]
-    bits = 61 - math.ceil(math.log2(samples))
-    return (2.0**bits / largest.clamp(min=2.0**-60)).to(call.accumulate).view(1)
+    # Smaller gradients would need more units than float32 can hold.
+    return fixed_point_units(largest.double().clamp(min=2.0**-60), samples).to(call.accumulate)
 
 
 def _empty_output(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
