@@ -65,6 +65,7 @@ def _scores(masks: Tensor, way: Way) -> Case:
             "torch": lambda: _scores_torch(way, masks),
         },
         bytes_moved=masks.numel() * masks.element_size(),
+        # The peer adds up to a million numbers in float32.
         agreement=close(rtol=1e-4),
     )
 

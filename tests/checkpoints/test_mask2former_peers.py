@@ -78,6 +78,7 @@ def give_opinions(head: nn.Module) -> None:
 
 
 def assert_same_predictions(ours: MaskPredictions, classes: Tensor, masks: Tensor) -> None:
+    # What the README promises; measured are at most 4e-6 and 6e-5.
     torch.testing.assert_close(ours.class_logits, classes, rtol=0, atol=1e-4)
     torch.testing.assert_close(ours.mask_logits, masks, rtol=0, atol=1e-3)
     assert classes.std() > 0.1

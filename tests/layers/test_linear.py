@@ -43,6 +43,7 @@ def convolutions(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> int:
 def check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     actual, expected = linear(x, weight, bias), F.linear(x, weight, bias)
     assert actual.is_contiguous()
+    # Sums of up to hundreds of products of order 1, in another order.
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -151,6 +152,7 @@ def test_gradients_equal_those_of_torch(one_thread: None, threads: int) -> None:
     F.relu_(peer(y)).backward(seed)
     actual, expected = ([v.grad for v in (a, *b.parameters())] for a, b in ((x, layer), (y, peer)))
     assert [a.shape for a in actual] == [e.shape for e in expected]
+    # The weights' gradients are sums over 900 rows, in another order.
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -159,6 +161,7 @@ def test_has_second_and_forward_derivatives() -> None:
     x, weight, tangent = torch.randn(700, 96), torch.randn(4, 96), torch.randn(700, 96)
     _, actual = torch.func.jvp(lambda z: linear(z, weight).square(), (x,), (tangent,))
     _, expected = torch.func.jvp(lambda z: F.linear(z, weight).square(), (x,), (tangent,))
+    # Products of two sums of 96 terms each, hundreds in size, in another order.
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3)
 
     def second(function, w: Tensor) -> Tensor:

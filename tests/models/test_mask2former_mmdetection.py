@@ -40,6 +40,7 @@ def test_every_layer(case):
         layers = model.predict_layers(batch.pixels)
     assert len(layers) == len(classes) == 10
     for layer, class_logits, mask_logits in zip(layers, classes, masks, strict=True):
+        # What the README promises.
         torch.testing.assert_close(layer.class_logits, class_logits, rtol=0, atol=1e-4)
         torch.testing.assert_close(layer.mask_logits, mask_logits, rtol=0, atol=1e-3)
     assert 0.05 < (layers[-1].mask_logits > 0).float().mean() < 0.95

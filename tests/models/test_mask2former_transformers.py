@@ -84,6 +84,7 @@ def assert_layers_agree(model: Mask2Former, peer: nn.Module, pixels: Tensor) -> 
         last = model(pixels, torch.tensor([pixels.shape[2:]] * len(pixels)))
     assert len(layers) == len(expected)
     for ours, theirs in zip([*layers, last], [*expected, expected[-1]], strict=True):
+        # What the README promises.
         torch.testing.assert_close(ours.class_logits, theirs.class_logits, rtol=0, atol=1e-4)
         torch.testing.assert_close(ours.mask_logits, theirs.mask_logits, rtol=0, atol=1e-3)
     assert 0.05 < (last.mask_logits > 0).float().mean() < 0.95
@@ -157,6 +158,7 @@ def test_every_layer_of_a_small_maskformer(backbone):
             x = inner.layernorm(x)
             masks = torch.einsum("bqc,bchw->bqhw", peer.mask_embedder(x), features)
             classes = peer.class_predictor(x)
+            # What the README promises; measured are 1e-6 and 2e-5.
             torch.testing.assert_close(ours.class_logits, classes, rtol=0, atol=1e-4)
             torch.testing.assert_close(ours.mask_logits, masks, rtol=0, atol=1e-3)
     assert torch.equal(masks, expected.masks_queries_logits)
