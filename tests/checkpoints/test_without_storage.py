@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import torch
 from torch import nn
 
@@ -25,7 +22,7 @@ def test_random_values_are_left_out():
     assert nn.Linear(3, 2).weight.std() > 0
 
 
-def test_torch_does_not_import_its_compiler():
+def test_torch_does_not_import_its_compiler(run_python):
     """Which takes longer than reading a file."""
     program = """
 import sys
@@ -38,5 +35,5 @@ with without_storage():
     models.mask_rcnn_resnet50_fpn()
 sys.exit(" ".join({"torch._dynamo", "sympy"} & set(sys.modules)) or None)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
+    done = run_python("-c", program)
+    assert (done.returncode, done.stderr) == (0, "")
