@@ -12,13 +12,14 @@ from torch import Tensor, nn
 class AnchorGenerator(nn.Module):
     """Anchors at every position of every level of a feature pyramid.
 
-    The anchors of one position, its cell anchors, are centred on zero and have integer
-    coordinates, as in torchvision. They are kept as integers so that ``model.half()`` and
-    ``model.bfloat16()`` leave them exact.
+    The anchors of one position, its cell anchors, are centred on zero. They are kept as the bits of
+    float32 numbers so that ``model.half()`` and ``model.bfloat16()`` leave them exact.
 
     Args:
         sizes: per level, the side lengths in pixels of the square anchors.
         aspect_ratios: height / width; either one list for all levels or one list per level.
+        rounded: cell anchors have integer coordinates, as in torchvision.
+        ratio_major: cell anchors of one aspect ratio follow each other; else those of one size.
     """
 
     def __init__(
@@ -26,6 +27,8 @@ class AnchorGenerator(nn.Module):
         *,
         sizes: Sequence[Sequence[float]],
         aspect_ratios: Sequence[float] | Sequence[Sequence[float]],
+        rounded: bool = True,
+        ratio_major: bool = True,
     ) -> None:
         super().__init__()
         ratios_per_level = cast(
@@ -41,8 +44,9 @@ class AnchorGenerator(nn.Module):
             )
         self.num_levels = len(sizes)
         for level, (level_sizes, ratios) in enumerate(zip(sizes, ratios_per_level, strict=True)):
-            cells = cell_anchors(level_sizes, ratios)
-            self.register_buffer(f"cell_anchors{level}", cells, persistent=False)
+            cells = cell_anchors(level_sizes, ratios, rounded=rounded, ratio_major=ratio_major)
+            bits = cells.view(torch.int32)
+            self.register_buffer(f"cell_anchors{level}", bits, persistent=False)
 
     def num_anchors(self, level: int) -> int:
         """Anchors per position of a level."""
@@ -62,15 +66,21 @@ class AnchorGenerator(nn.Module):
         Returns:
             float32 [..., 4], (x1, y1, x2, y2) in pixels.
         """
-        cells = self.get_buffer(f"cell_anchors{level}")
+        cells = self.get_buffer(f"cell_anchors{level}").view(torch.float32)
         position = torch.div(index, len(cells), rounding_mode="floor")
         y = torch.div(position, grid_width, rounding_mode="floor") * stride[0]
         x = (position % grid_width) * stride[1]
-        return (cells[index % len(cells)] + torch.stack((x, y, x, y), dim=-1)).float()
+        return cells[index % len(cells)] + torch.stack((x, y, x, y), dim=-1)
 
 
-def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-    """Zero-centred anchors, int64 [len(aspect_ratios) * len(sizes), 4], ratio-major.
+def cell_anchors(
+    sizes: Sequence[float],
+    aspect_ratios: Sequence[float],
+    *,
+    rounded: bool = True,
+    ratio_major: bool = True,
+) -> Tensor:
+    """Zero-centred anchors, float32 [len(aspect_ratios) * len(sizes), 4]; see ``AnchorGenerator``.
 
     They are made on the CPU even under ``torch.device("meta")``, where ``load_model`` builds
     networks: no checkpoint holds them.
@@ -78,6 +88,8 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tens
     scales = torch.tensor(sizes, dtype=torch.float32, device="cpu")
     ratios = torch.tensor(aspect_ratios, dtype=torch.float32, device="cpu")
     height_ratios = torch.sqrt(ratios)
-    heights = (height_ratios[:, None] * scales).flatten()
-    widths = ((1 / height_ratios)[:, None] * scales).flatten()
-    return (torch.stack((-widths, -heights, widths, heights), dim=1) / 2).round().long()
+    heights = height_ratios[:, None] * scales
+    widths = (1 / height_ratios)[:, None] * scales
+    cells = torch.stack((-widths, -heights, widths, heights), dim=2) / 2  # [ratios, sizes, 4]
+    cells = (cells if ratio_major else cells.transpose(0, 1)).flatten(0, 1)
+    return cells.round() if rounded else cells

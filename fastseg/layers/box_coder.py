@@ -16,7 +16,11 @@ MAX_LOG_RATIO = math.log(1000.0 / 16)
 
 
 def decode_boxes(
-    deltas: Tensor, references: Tensor, weights: tuple[float, float, float, float]
+    deltas: Tensor,
+    references: Tensor,
+    weights: tuple[float, float, float, float],
+    *,
+    limit_shrinking: bool = False,
 ) -> Tensor:
     """Applies predicted offsets to reference boxes.
 
@@ -25,6 +29,7 @@ def decode_boxes(
             size and logarithm of the ratio of the sizes, each times its weight.
         references: [..., 4] float32, anchors or proposals; broadcast against ``deltas``.
         weights: what the offsets were multiplied by in training.
+        limit_shrinking: dw and dh are not less than ``-MAX_LOG_RATIO`` either.
 
     Returns:
         float32 [..., 4].
@@ -37,8 +42,9 @@ def decode_boxes(
         delta / weight for delta, weight in zip(deltas.float().unbind(-1), weights, strict=True)
     )
     center_x, center_y = dx * width + center_x, dy * height + center_y
-    half_width = 0.5 * (torch.exp(dw.clamp(max=MAX_LOG_RATIO)) * width)
-    half_height = 0.5 * (torch.exp(dh.clamp(max=MAX_LOG_RATIO)) * height)
+    least = -MAX_LOG_RATIO if limit_shrinking else None
+    half_width = 0.5 * (torch.exp(dw.clamp(least, MAX_LOG_RATIO)) * width)
+    half_height = 0.5 * (torch.exp(dh.clamp(least, MAX_LOG_RATIO)) * height)
     return torch.stack(
         (
             center_x - half_width,

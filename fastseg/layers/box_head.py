@@ -72,14 +72,16 @@ class FastRCNNPredictor(nn.Module):
 
     Args:
         in_features: width of the box head's output.
-        num_classes: number of classes, background (label 0) among them.
+        num_classes: number of classes, background among them.
+        num_boxes: number of classes with offsets of their own, the background by default among
+            them; 1 for offsets that all classes share.
     """
 
-    def __init__(self, *, in_features: int, num_classes: int) -> None:
+    def __init__(self, *, in_features: int, num_classes: int, num_boxes: int | None = None) -> None:
         super().__init__()
         self.cls_score = Linear(in_features, num_classes)
-        self.bbox_pred = Linear(in_features, 4 * num_classes)
+        self.bbox_pred = Linear(in_features, 4 * (num_boxes or num_classes))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, in_features] -> logits [R, num_classes], offsets [R, num_classes, 4]."""
+        """[R, in_features] -> logits [R, num_classes], offsets [R, num_boxes, 4]."""
         return self.cls_score(x), self.bbox_pred(x).unflatten(1, (-1, 4))

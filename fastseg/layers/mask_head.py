@@ -39,7 +39,7 @@ class MaskPredictor(nn.Module):
     Args:
         in_channels: channels of the mask head's output.
         dim_reduced: channels after the transposed convolution.
-        num_classes: number of classes, background (label 0) among them.
+        num_classes: number of labels; 1 for masks that all classes share.
     """
 
     def __init__(self, *, in_channels: int, dim_reduced: int = 256, num_classes: int) -> None:
@@ -58,6 +58,8 @@ class MaskPredictor(nn.Module):
             [R, 2h, 2w].
         """
         x = F.relu_(self.conv5_mask(x))
+        if self.mask_fcn_logits.out_channels == 1:
+            labels = torch.zeros_like(labels)
         weight = self.mask_fcn_logits.weight[labels].flatten(1)  # [R, C]
         bias = cast(Tensor, self.mask_fcn_logits.bias)[labels]
         return torch.einsum("rchw,rc->rhw", x, weight) + bias[:, None, None]

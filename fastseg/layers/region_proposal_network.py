@@ -11,11 +11,12 @@ from fastseg import ops
 from fastseg.layers.anchors import AnchorGenerator
 from fastseg.layers.batch_norm import ConvNorm
 from fastseg.layers.box_coder import clip_boxes, decode_boxes, has_sides
+from fastseg.layers.conventions import TORCHVISION, Conventions
 from fastseg.layers.padded import take_rows
 
-# The network predicts plain offsets, and proposals are at least this many pixels wide and high.
+# The network predicts plain offsets.
 OFFSET_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-MIN_PROPOSAL_SIZE = 1e-3
+FINEST_STRIDE = 4
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class RegionProposalNetwork(nn.Module):
         post_nms_top_n: proposals per image.
         nms_thresh: IoU above which the lower-scored candidate of a level is dropped.
         score_thresh: least score, a probability.
+        conventions: the rules in which the libraries differ.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class RegionProposalNetwork(nn.Module):
         post_nms_top_n: int = 1000,
         nms_thresh: float = 0.7,
         score_thresh: float = 0.0,
+        conventions: Conventions = TORCHVISION,
     ) -> None:
         super().__init__()
         self.head = head
@@ -97,6 +100,7 @@ class RegionProposalNetwork(nn.Module):
         self.post_nms_top_n = post_nms_top_n
         self.nms_thresh = nms_thresh
         self.score_thresh = score_thresh
+        self.conventions = conventions
 
     def forward(
         self, pyramid: list[Tensor], sizes: Tensor, padded_size: tuple[int, int]
@@ -128,8 +132,10 @@ class RegionProposalNetwork(nn.Module):
 
         boxes = clip_boxes(boxes, sizes)
         scores = logits.sigmoid()
-        valid = has_sides(boxes, MIN_PROPOSAL_SIZE) & (scores >= self.score_thresh)
-        scores = scores.masked_fill(~valid, -torch.inf)
+        min_size = self.conventions.min_proposal_size
+        valid = has_sides(boxes, min_size) & (scores >= self.score_thresh)
+        ranks = logits if self.conventions.rank_by_logits else scores
+        scores = ranks.masked_fill(~valid, -torch.inf)
         index, counts = ops.batched_nms(
             boxes,
             scores,
@@ -153,11 +159,20 @@ class RegionProposalNetwork(nn.Module):
             boxes [B, k, 4] in pixels and their logits [B, k], best first.
         """
         height, width = features.shape[-2:]
-        # Rounded down, so that P6 of an odd-sized P5 has a stride below 64, as in torchvision.
-        stride = (padded_size[0] // height, padded_size[1] // width)
+        if self.conventions.fixed_strides:
+            stride = (FINEST_STRIDE << level, FINEST_STRIDE << level)
+        else:
+            # Rounded down, so that P6 of an odd-sized P5 has a stride below 64.
+            stride = (padded_size[0] // height, padded_size[1] // width)
 
         logits, deltas = self.head(features)
         logits, index = logits.topk(min(self.pre_nms_top_n, logits.shape[1]), dim=1)
         deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
         anchors = self.anchors(level, index, width, stride)
-        return decode_boxes(deltas, anchors, OFFSET_WEIGHTS), logits
+        boxes = decode_boxes(
+            deltas,
+            anchors,
+            OFFSET_WEIGHTS,
+            limit_shrinking=self.conventions.limit_shrinking,
+        )
+        return boxes, logits

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastseg import ops
 from fastseg.layers.box_coder import clip_boxes, decode_boxes, has_sides
 from fastseg.layers.box_head import FastRCNNPredictor
+from fastseg.layers.conventions import TORCHVISION, Conventions
 from fastseg.layers.mask_head import MaskHead, MaskPredictor
 from fastseg.layers.padded import as_rois, is_row, rows_in_use, take_rows
 from fastseg.layers.region_proposal_network import Proposals
@@ -17,11 +18,8 @@ from fastseg.layers.region_proposal_network import Proposals
 # Regions are pooled from P2..P5. torchvision derives the same scales from the first image that it
 # sees, and others where that image is under 68 px high.
 SPATIAL_SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
-SAMPLING_RATIO = 2
 BOX_RESOLUTION = 7
 MASK_RESOLUTION = 14
-# Detections are at least this many pixels wide and high.
-MIN_DETECTION_SIZE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Detections:
     Attributes:
         boxes: float32 [B, D, 4], (x1, y1, x2, y2) in pixels of the resized image.
         scores: float32 [B, D].
-        labels: int64 [B, D], 0 = background and padding.
+        labels: int64 [B, D]; 0 is padding as well.
         masks: float32 [B, D, 28, 28], probability within the box.
         counts: int64 [B], number of instances per image.
     """
@@ -55,6 +53,7 @@ class RoIHeads(nn.Module):
         score_thresh: detections score more than this.
         nms_thresh: IoU above which the lower-scored detection of a class is dropped.
         detections_per_img: most detections of an image.
+        conventions: the rules in which the libraries differ.
     """
 
     def __init__(
@@ -68,6 +67,7 @@ class RoIHeads(nn.Module):
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         detections_per_img: int = 100,
+        conventions: Conventions = TORCHVISION,
     ) -> None:
         super().__init__()
         self.box_head = box_head
@@ -78,6 +78,7 @@ class RoIHeads(nn.Module):
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_img = detections_per_img
+        self.conventions = conventions
 
     def forward(self, pyramid: list[Tensor], proposals: Proposals, sizes: Tensor) -> Detections:
         """Detects instances among the proposals.
@@ -98,19 +99,28 @@ class RoIHeads(nn.Module):
         num_images = len(sizes)
         num_proposals = rows_in_use(proposals.counts, proposals.boxes.shape[1])
         references = proposals.boxes[:, :num_proposals]  # [B, P, 4]
-        regions = pool(pyramid, references, BOX_RESOLUTION)
+        regions = pool(pyramid, references, BOX_RESOLUTION, self.conventions)
         logits, deltas = self.box_predictor(self.box_head(regions))
         logits = logits.unflatten(0, (num_images, num_proposals))  # [B, P, classes]
-        deltas = deltas.unflatten(0, (num_images, num_proposals))  # [B, P, classes, 4]
+        deltas = deltas.unflatten(0, (num_images, num_proposals))  # [B, P, classes or 1, 4]
 
-        # Every class of every proposal is a candidate, but for background (label 0).
-        boxes = decode_boxes(deltas[:, :, 1:], references[:, :, None], self.bbox_reg_weights)
-        boxes = clip_boxes(boxes.flatten(1, 2), sizes)  # [B, P * (classes - 1), 4]
-        scores = logits.float().softmax(-1)[:, :, 1:]
-        labels = torch.arange(1, logits.shape[2], device=logits.device).expand_as(scores)
+        # Every class of every proposal is a candidate, but for the background.
+        things = slice(1, None) if self.conventions.background_first else slice(-1)
+        scores = logits.float().softmax(-1)[:, :, things]
+        labels = torch.arange(logits.shape[2], device=logits.device)[things].expand_as(scores)
+        if self.conventions.background_first and deltas.shape[2] > 1:
+            deltas = deltas[:, :, 1:]
+        boxes = decode_boxes(
+            deltas,
+            references[:, :, None],
+            self.bbox_reg_weights,
+            limit_shrinking=self.conventions.limit_shrinking,
+        )
+        boxes = boxes.expand(*scores.shape, 4).flatten(1, 2)  # [B, P * (classes - 1), 4]
+        boxes = clip_boxes(boxes, sizes)
 
         valid = is_row(proposals.counts, num_proposals)[:, :, None] & (scores > self.score_thresh)
-        valid = valid.flatten(1) & has_sides(boxes, MIN_DETECTION_SIZE)
+        valid = valid.flatten(1) & has_sides(boxes, self.conventions.min_detection_size)
         scores = scores.flatten(1).masked_fill(~valid, -torch.inf)
         labels = labels.flatten(1)
         index, counts = ops.batched_nms(
@@ -124,21 +134,21 @@ class RoIHeads(nn.Module):
         """Mask branch: probabilities [B, D, 28, 28] of each box's class; zeros in the padding."""
         num_images, max_detections = labels.shape
         num_rows = rows_in_use(counts, max_detections)
-        regions = pool(pyramid, boxes[:, :num_rows], MASK_RESOLUTION)
+        regions = pool(pyramid, boxes[:, :num_rows], MASK_RESOLUTION, self.conventions)
         logits = self.mask_predictor(self.mask_head(regions), labels[:, :num_rows].flatten())
         masks = logits.float().sigmoid().unflatten(0, (num_images, num_rows))
         masks = masks.masked_fill(~is_row(counts, num_rows)[:, :, None, None], 0)
         return nn.functional.pad(masks, (0, 0, 0, 0, 0, max_detections - num_rows))
 
 
-def pool(pyramid: list[Tensor], boxes: Tensor, resolution: int) -> Tensor:
+def pool(pyramid: list[Tensor], boxes: Tensor, resolution: int, conventions: Conventions) -> Tensor:
     """Pools boxes [B, R, 4] from the levels that suit their sizes: [B * R, C, res, res]."""
     return ops.multi_scale_roi_align(
         pyramid,
         as_rois(boxes),
         (resolution, resolution),
         SPATIAL_SCALES,
-        sampling_ratio=SAMPLING_RATIO,
-        aligned=False,
-        level_rule="torchvision",
+        sampling_ratio=conventions.sampling_ratio,
+        aligned=conventions.aligned,
+        level_rule=conventions.level_rule,
     )

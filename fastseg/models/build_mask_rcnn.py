@@ -15,6 +15,7 @@ from fastseg.backbones.resnet import (
 )
 from fastseg.layers.batch_norm import FrozenBatchNorm2d, NormLayer
 from fastseg.layers.box_head import ConvFCHead, FastRCNNPredictor, TwoMLPHead
+from fastseg.layers.conventions import conventions_of
 from fastseg.layers.fpn import BackboneWithFPN, FeaturePyramidNetwork
 from fastseg.layers.mask_head import MaskHead, MaskPredictor
 from fastseg.layers.region_proposal_network import RPNHead
@@ -34,7 +35,7 @@ def mask_rcnn_resnet50_fpn(
     """Mask R-CNN, ResNet-50-FPN, random weights (torchvision's ``maskrcnn_resnet50_fpn``).
 
     Args:
-        num_classes: number of classes, background (label 0) among them.
+        num_classes: number of classes, background among them.
         norm_layer: makes the normalisation of the backbone from a channel count.
         **hyper_parameters: of ``MaskRCNN``, such as ``min_size`` or ``box_score_thresh``.
     """
@@ -64,7 +65,7 @@ def mask_rcnn_resnet50_fpn_v2(
     two convolutions in the RPN, four in the box head.
 
     Args:
-        num_classes: number of classes, background (label 0) among them.
+        num_classes: number of classes, background among them.
         norm_layer: makes all normalisations from a channel count.
         **hyper_parameters: of ``MaskRCNN``.
     """
@@ -81,11 +82,10 @@ def mask_rcnn_resnet50_fpn_v2(
             fc_features=(1024,),
             norm_layer=norm_layer,
         ),
-        box_predictor=FastRCNNPredictor(in_features=1024, num_classes=num_classes),
         mask_head=MaskHead(
             in_channels=256, conv_channels=(256, 256, 256, 256), norm_layer=norm_layer
         ),
-        mask_predictor=MaskPredictor(in_channels=256, dim_reduced=256, num_classes=num_classes),
+        **predictors(num_classes, **hyper_parameters),
         **hyper_parameters,
     )
 
@@ -97,8 +97,20 @@ def mask_rcnn_fpn(body: ResNet, num_classes: int, **hyper_parameters: Any) -> Ma
         backbone=BackboneWithFPN(body=body, fpn=fpn),
         rpn_head=RPNHead(in_channels=256, num_anchors=3, conv_depth=1),
         box_head=TwoMLPHead(in_channels=256, representation_size=1024),
-        box_predictor=FastRCNNPredictor(in_features=1024, num_classes=num_classes),
         mask_head=MaskHead(in_channels=256, conv_channels=(256, 256, 256, 256)),
-        mask_predictor=MaskPredictor(in_channels=256, dim_reduced=256, num_classes=num_classes),
+        **predictors(num_classes, **hyper_parameters),
         **hyper_parameters,
     )
+
+
+def predictors(
+    num_classes: int, *, conventions: str = "torchvision", **others: Any
+) -> dict[str, Any]:
+    """The last layers, in which it matters whether the background has boxes and masks."""
+    num_labels = conventions_of(conventions).num_labels(num_classes)
+    return {
+        "box_predictor": FastRCNNPredictor(
+            in_features=1024, num_classes=num_classes, num_boxes=num_labels
+        ),
+        "mask_predictor": MaskPredictor(in_channels=256, dim_reduced=256, num_classes=num_labels),
+    }

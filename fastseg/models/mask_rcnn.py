@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al., 2017) with a feature pyramid, as in torchvision.
+"""Mask R-CNN (He et al., 2017) with a feature pyramid, as in torchvision and its peers.
 
 An image goes through the backbone and the pyramid (P2..P6); the region proposal network proposes
 boxes; the box branch classifies and refines them; the mask branch draws a 28x28 mask in each.
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from fastseg import ops
 from fastseg.instances import Instances
 from fastseg.layers.anchors import AnchorGenerator
+from fastseg.layers.box_coder import has_sides
 from fastseg.layers.box_head import ConvFCHead, FastRCNNPredictor, TwoMLPHead
+from fastseg.layers.conventions import conventions_of
 from fastseg.layers.fpn import BackboneWithFPN
 from fastseg.layers.mask_head import MaskHead, MaskPredictor
 from fastseg.layers.region_proposal_network import RegionProposalNetwork, RPNHead
@@ -59,7 +61,10 @@ class MaskRCNN(nn.Module):
         box_nms_thresh: IoU above which detections of a class suppress each other.
         box_detections_per_img: most detections per image.
         bbox_reg_weights: what box offsets were multiplied by in training.
-        class_names: names indexed by label, background first.
+        class_names: names indexed by label; in torchvision's conventions background first.
+        conventions: "torchvision", "detectron2" or "mmdetection": whose rules hold where these
+            differ, see ``fastseg.layers.conventions``. The network was trained by one of them, and
+            which of its outputs is the background depends on it.
     """
 
     tasks: tuple[str, ...] = ("instance",)
@@ -90,13 +95,15 @@ class MaskRCNN(nn.Module):
         box_detections_per_img: int = 100,
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
         class_names: Sequence[str] | None = None,
+        conventions: str = "torchvision",
     ) -> None:
         super().__init__()
-        num_classes = box_predictor.cls_score.out_features
-        if class_names is not None and len(class_names) != num_classes:
+        self.conventions = conventions_of(conventions)
+        num_labels = self.conventions.num_labels(box_predictor.cls_score.out_features)
+        if class_names is not None and len(class_names) != num_labels:
+            counted = " (background included)" if self.conventions.background_first else ""
             raise ValueError(
-                f"class_names has {len(class_names)} names for {num_classes} classes "
-                "(background included)"
+                f"class_names has {len(class_names)} names for {num_labels} classes{counted}"
             )
         self.class_names = None if class_names is None else tuple(class_names)
         self.transform = ImageTransform(
@@ -106,8 +113,14 @@ class MaskRCNN(nn.Module):
             image_std=tuple(image_std),
             size_divisible=size_divisible,
             fixed_size=fixed_size,
+            round_sizes=self.conventions.round_image_sizes,
         )
-        anchors = AnchorGenerator(sizes=anchor_sizes, aspect_ratios=aspect_ratios)
+        anchors = AnchorGenerator(
+            sizes=anchor_sizes,
+            aspect_ratios=aspect_ratios,
+            rounded=self.conventions.round_anchors,
+            ratio_major=self.conventions.ratio_major_anchors,
+        )
         for level in range(anchors.num_levels):
             if anchors.num_anchors(level) != rpn_head.cls_logits.out_channels:
                 raise ValueError(
@@ -123,6 +136,7 @@ class MaskRCNN(nn.Module):
             post_nms_top_n=rpn_post_nms_top_n_test,
             nms_thresh=rpn_nms_thresh,
             score_thresh=rpn_score_thresh,
+            conventions=self.conventions,
         )
         self.roi_heads = RoIHeads(
             box_head=box_head,
@@ -133,6 +147,7 @@ class MaskRCNN(nn.Module):
             score_thresh=box_score_thresh,
             nms_thresh=box_nms_thresh,
             detections_per_img=box_detections_per_img,
+            conventions=self.conventions,
         )
         self.eval()
 
@@ -173,21 +188,23 @@ class MaskRCNN(nn.Module):
             batch: from ``preprocess``.
         """
         results = []
-        for rows, size, original in batch.padded_rows(detections.counts):
-            boxes = resize_boxes(detections.boxes[rows], size, original)
+        for (image, rows), size, original in batch.padded_rows(detections.counts):
+            boxes = resize_boxes(detections.boxes[image, rows], size, original)
+            kept = has_sides(boxes, self.conventions.min_result_size)
+            boxes = boxes[kept]
             rles = ops.paste_masks(
-                detections.masks[rows],
+                detections.masks[image, rows][kept],
                 boxes,
                 original,
-                mode="torchvision",
+                mode=self.conventions.paste_mode,
                 threshold=MASK_THRESHOLD,
                 output="rle",
             )
             results.append(
                 Instances(
                     boxes=boxes,
-                    scores=detections.scores[rows],
-                    labels=detections.labels[rows],
+                    scores=detections.scores[image, rows][kept],
+                    labels=detections.labels[image, rows][kept],
                     rles=rles,
                     image_size=original,
                     class_names=self.class_names,
