@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastseg.checkpoints import default_model, load_model
+    from fastseg.checkpoints import default_model, load_model, save_model
     from fastseg.instances import Instances
     from fastseg.predictor import Predictor
     from fastseg.segmentation import PanopticSegmentation, SemanticSegmentation
@@ -20,6 +20,7 @@ __all__ = [
     "SemanticSegmentation",
     "default_model",
     "load_model",
+    "save_model",
 ]
 
 # Imported on first use: `import fastseg` is instant, and fastseg.mask works without torch.
@@ -30,6 +31,7 @@ _HOMES = {
     "SemanticSegmentation": "fastseg.segmentation",
     "default_model": "fastseg.checkpoints",
     "load_model": "fastseg.checkpoints",
+    "save_model": "fastseg.checkpoints",
 }
 
 

@@ -116,7 +116,8 @@ def load_model(
             precedence over what the file says, and ``batch_norm_eps``. For SOLO and Mask2Former
             also ``stride_in_1x1``: where bottlenecks have their stride, which no tensor shows; by
             default in the 1x1 convolution for AdelaiDet, whose zoo begins with detectron2's
-            weights, and in the 3x3 convolution else. For Mask2Former also ``num_heads``, of all
+            weights, and in the 3x3 convolution else. For SOLOv2 also ``num_grids``: per level, the
+            cells along each side of its grid. For Mask2Former also ``num_heads``, of all
             attentions; by default what the pixel decoder's attention has with four points per
             head and scale; of MaskFormer no tensor shows it, and the default is 8.
 
@@ -207,6 +208,7 @@ def solo_network(
         state_dict,
         batch_norm_eps=options.pop("batch_norm_eps", 1e-5),
         stride_in_1x1=options.pop("stride_in_1x1", stride_in_1x1),
+        num_grids=options.pop("num_grids", None),
         hyper_parameters=options,
     )
     return model, state_dict
@@ -260,7 +262,7 @@ def hyper_parameters_of(model: type[nn.Module], *more: str) -> frozenset[str]:
     return frozenset(names | set(more))
 
 
-SOLO_HYPER_PARAMETERS = hyper_parameters_of(SOLO, "batch_norm_eps", "stride_in_1x1")
+SOLO_HYPER_PARAMETERS = hyper_parameters_of(SOLO, "batch_norm_eps", "stride_in_1x1", "num_grids")
 MASK2FORMER_HYPER_PARAMETERS = hyper_parameters_of(
     Mask2Former, "batch_norm_eps", "stride_in_1x1", "num_heads"
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ def build(
     *,
     batch_norm_eps: float,
     stride_in_1x1: bool,
+    num_grids: Sequence[int] | None = None,
     hyper_parameters: Mapping[str, Any],
 ) -> SOLO:
     """Makes the network that the tensors fit; does not load them.
@@ -32,6 +33,7 @@ def build(
         state_dict: tensors under our names.
         batch_norm_eps: eps of the backbone's normalisations.
         stride_in_1x1: see ``Bottleneck``.
+        num_grids: of SOLOv2's grids, the paper's by default; the others' are read off the tensors.
         hyper_parameters: arguments of ``SOLO``.
     """
     keys = Keys(state_dict, batch_norm_eps)
@@ -40,7 +42,7 @@ def build(
     fpn = FeaturePyramidNetwork(in_channels=body.out_channels, out_channels=channels)
     return SOLO(
         backbone=BackboneWithFPN(body=body, fpn=fpn),
-        head=grid_head(keys, channels),
+        head=grid_head(keys, channels, num_grids or NUM_GRIDS),
         **hyper_parameters,
     )
 
@@ -63,11 +65,16 @@ def defaults(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"min_size": 512, "max_size": 852} if large else {"min_size": 448, "max_size": 768}
 
 
-def grid_head(keys: Keys, in_channels: int) -> SOLOv2Head | SOLOHead | DecoupledSOLOHead:
-    """The head that the keys name, with its widths, depths and kinds of convolutions."""
+def grid_head(
+    keys: Keys, in_channels: int, num_grids: Sequence[int]
+) -> SOLOv2Head | SOLOHead | DecoupledSOLOHead:
+    """The head that the keys name, with its widths, depths and kinds of convolutions.
+
+    How many cells SOLOv2's grids have no tensor shows.
+    """
     num_classes = keys.size("head.class_predictor.weight", 0, default=80)
     if keys.any("head.mask_features."):
-        return solov2_head(keys, in_channels, num_classes)
+        return solov2_head(keys, in_channels, num_classes, num_grids)
     channels = keys.size("head.class_predictor.weight", 1, default=256)
     depth = keys.count(r"head\.class_convs\.(\d+)\.")
     conv_layers = [keys.conv_layer(f"head.class_convs.{i}.0") for i in range(depth)]
@@ -90,8 +97,10 @@ def grid_head(keys: Keys, in_channels: int) -> SOLOv2Head | SOLOHead | Decoupled
     )
 
 
-def solov2_head(keys: Keys, in_channels: int, num_classes: int) -> SOLOv2Head:
-    """SOLOv2's head. How many cells its grids have no tensor shows."""
+def solov2_head(
+    keys: Keys, in_channels: int, num_classes: int, num_grids: Sequence[int]
+) -> SOLOv2Head:
+    """SOLOv2's head."""
     depth = keys.count(r"head\.kernel_convs\.(\d+)\.")
     features = "head.mask_features.predictor.0"
     return SOLOv2Head(
@@ -105,4 +114,5 @@ def solov2_head(keys: Keys, in_channels: int, num_classes: int) -> SOLOv2Head:
             out_channels=keys.size(f"{features}.weight", 0, default=256),
             conv_layer=keys.conv_layer(features),
         ),
+        num_grids=num_grids,
     )

@@ -43,6 +43,8 @@ class AnchorGenerator(nn.Module):
                 f"{len(sizes)}"
             )
         self.num_levels = len(sizes)
+        self.sizes = tuple(tuple(level_sizes) for level_sizes in sizes)
+        self.aspect_ratios = tuple(tuple(ratios) for ratios in ratios_per_level)
         for level, (level_sizes, ratios) in enumerate(zip(sizes, ratios_per_level, strict=True)):
             cells = cell_anchors(level_sizes, ratios, rounded=rounded, ratio_major=ratio_major)
             bits = cells.view(torch.int32)

@@ -56,6 +56,11 @@ class Conventions:
         """
         return num_scores if self.background_first else num_scores - 1
 
+    @property
+    def name(self) -> str:
+        """Whose they are."""
+        return next(name for name, one in CONVENTIONS.items() if one == self)
+
 
 TORCHVISION = Conventions()
 DETECTRON2 = Conventions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,11 @@ class ImageTransform:
     size_divisible: int = 32
     fixed_size: tuple[int, int] | None = None
     round_sizes: bool = False
+
+    def sizes_and_colors(self) -> dict[str, Any]:
+        """What models take as arguments of their own."""
+        names = ("min_size", "max_size", "image_mean", "image_std", "size_divisible")
+        return {name: getattr(self, name) for name in names}
 
     def __call__(
         self, images: Sequence[Tensor], *, device: torch.device, dtype: torch.dtype

@@ -85,7 +85,7 @@ class Mask2Former(nn.Module):
                 f"{list(thing_classes)}"
             )
         self.class_names = None if class_names is None else tuple(class_names)
-        self.thing_classes = tuple(thing_classes)
+        self.thing_classes = tuple(int(label) for label in thing_classes)
         self.transform = ImageTransform(
             min_size=min_size,
             max_size=max_size,
@@ -108,6 +108,18 @@ class Mask2Former(nn.Module):
         if task not in self.tasks:
             raise ValueError(f"task must be one of {', '.join(self.tasks)}, got {task!r}")
         return task
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        """The arguments besides the network, with which the model can be made again."""
+        return {
+            "task": self.task,
+            **self.transform.sizes_and_colors(),
+            "top_k": self.top_k,
+            "object_mask_threshold": self.object_mask_threshold,
+            "overlap_threshold": self.overlap_threshold,
+            "thing_classes": self.thing_classes,
+            "class_names": self.class_names,
+        }
 
     def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
         """Normalises, resizes, pads and stacks images, on the model's device in its type.

@@ -8,6 +8,7 @@ Parameters are named as in torchvision, so that its checkpoints load as they are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ class MaskRCNN(nn.Module):
             image_mean=tuple(image_mean),
             image_std=tuple(image_std),
             size_divisible=size_divisible,
-            fixed_size=fixed_size,
+            fixed_size=None if fixed_size is None else (fixed_size[0], fixed_size[1]),
             round_sizes=self.conventions.round_image_sizes,
         )
         anchors = AnchorGenerator(
@@ -150,6 +151,25 @@ class MaskRCNN(nn.Module):
             conventions=self.conventions,
         )
         self.eval()
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        """The arguments besides the network, with which the model can be made again."""
+        return {
+            **self.transform.sizes_and_colors(),
+            "fixed_size": self.transform.fixed_size,
+            "anchor_sizes": self.rpn.anchors.sizes,
+            "aspect_ratios": self.rpn.anchors.aspect_ratios,
+            "rpn_pre_nms_top_n_test": self.rpn.pre_nms_top_n,
+            "rpn_post_nms_top_n_test": self.rpn.post_nms_top_n,
+            "rpn_nms_thresh": self.rpn.nms_thresh,
+            "rpn_score_thresh": self.rpn.score_thresh,
+            "box_score_thresh": self.roi_heads.score_thresh,
+            "box_nms_thresh": self.roi_heads.nms_thresh,
+            "box_detections_per_img": self.roi_heads.detections_per_img,
+            "bbox_reg_weights": self.roi_heads.bbox_reg_weights,
+            "class_names": self.class_names,
+            "conventions": self.conventions.name,
+        }
 
     def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
         """Normalises, resizes, pads and stacks images, on the model's device in its type.

@@ -7,7 +7,8 @@ whose centres they hold and say what their masks are; Matrix NMS removes duplica
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,12 +116,24 @@ class SOLO(nn.Module):
             kernel=kernel,
             sigma=sigma,
         )
+        self.strides = tuple(strides)
         # On the CPU even under torch.device("meta"): no checkpoint holds it.
         cells = torch.tensor(head.num_grids, device="cpu") ** 2
         min_areas = torch.tensor(strides, device="cpu").repeat_interleave(cells)
         self.register_buffer("min_areas", min_areas, persistent=False)
         self.min_areas: Tensor
         self.eval()
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        """The arguments besides the network, with which the model can be made again."""
+        return {
+            "strides": self.strides,
+            **self.transform.sizes_and_colors(),
+            "score_thr": self.score_thr,
+            "max_candidates": self.max_candidates,
+            **asdict(self.selection),
+            "class_names": self.class_names,
+        }
 
     def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
         """Normalises, resizes, pads and stacks images, on the model's device in its type.
