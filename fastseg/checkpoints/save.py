@@ -8,8 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from fastseg.backbones.resnet import Bottleneck
@@ -67,14 +66,9 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
     check_same(load_model(tensors, **options), model)
 
     config = {"arch": reader.arch, "classes": options.pop("class_names"), **options}
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent}")
-    metadata = {"format": "pt", "config": json.dumps(config)}
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+    content = save(tensors, metadata={"format": "pt", "config": json.dumps(config)})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def network_options(model: Model, names: Collection[str]) -> dict[str, Any]:
