@@ -15,6 +15,37 @@ from torch import Tensor
 MAX_LOG_RATIO = math.log(1000.0 / 16)
 
 
+def encode_boxes(
+    boxes: Tensor, references: Tensor, weights: tuple[float, float, float, float]
+) -> Tensor:
+    """Offsets that ``decode_boxes`` turns into given boxes: what a network shall predict.
+
+    Args:
+        boxes: [..., 4] float32, of positive width and height.
+        references: [..., 4] float32, anchors or proposals, likewise.
+        weights: what the offsets are multiplied by.
+
+    Returns:
+        float32 [..., 4], (dx, dy, dw, dh).
+    """
+    x1, y1, x2, y2 = references.unbind(-1)
+    width, height = x2 - x1, y2 - y1
+    center_x, center_y = x1 + 0.5 * width, y1 + 0.5 * height
+
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    new_width, new_height = x2 - x1, y2 - y1
+    new_center_x, new_center_y = x1 + 0.5 * new_width, y1 + 0.5 * new_height
+    return torch.stack(
+        (
+            weights[0] * (new_center_x - center_x) / width,
+            weights[1] * (new_center_y - center_y) / height,
+            weights[2] * torch.log(new_width / width),
+            weights[3] * torch.log(new_height / height),
+        ),
+        dim=-1,
+    )
+
+
 def decode_boxes(
     deltas: Tensor,
     references: Tensor,

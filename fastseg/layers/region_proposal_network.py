@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,23 @@ class Proposals:
 
     boxes: Tensor
     counts: Tensor
+
+
+@dataclass(frozen=True)
+class LevelPredictions:
+    """What the network says of all anchors of one level, in the order (y, x, anchor).
+
+    Attributes:
+        logits: float32 [B, N], scores.
+        deltas: float32 [B, N, 4], box offsets.
+        grid_width: width of the level's feature map.
+        stride: (vertical, horizontal) distance in pixels between positions.
+    """
+
+    logits: Tensor
+    deltas: Tensor
+    grid_width: int
+    stride: tuple[int, int]
 
 
 class RPNHead(nn.Module):
@@ -115,14 +133,69 @@ class RegionProposalNetwork(nn.Module):
         Returns:
             At most ``post_nms_top_n`` proposals per image, clipped to the image.
         """
+        return self.propose(
+            self.predict(pyramid, padded_size),
+            sizes,
+            pre_nms_top_n=self.pre_nms_top_n,
+            post_nms_top_n=self.post_nms_top_n,
+        )
+
+    def predict(
+        self, pyramid: list[Tensor], padded_size: tuple[int, int]
+    ) -> list[LevelPredictions]:
+        """Scores and offsets of all anchors, per level.
+
+        Args:
+            pyramid: P2..P6, each [B, C, H_l, W_l].
+            padded_size: (height, width) of the batch.
+        """
         if len(pyramid) != self.anchors.num_levels:
             raise ValueError(
                 f"the pyramid has {len(pyramid)} levels, the anchors {self.anchors.num_levels}"
             )
-        candidates = [self.best_of_level(i, level, padded_size) for i, level in enumerate(pyramid)]
+        levels = []
+        for i, features in enumerate(pyramid):
+            logits, deltas = self.head(features)
+            height, width = features.shape[-2:]
+            if self.conventions.fixed_strides:
+                stride = (FINEST_STRIDE << i, FINEST_STRIDE << i)
+            else:
+                # Rounded down, so that P6 of an odd-sized P5 has a stride below 64.
+                stride = (padded_size[0] // height, padded_size[1] // width)
+            levels.append(LevelPredictions(logits, deltas, width, stride))
+        return levels
+
+    def all_anchors(self, levels: Sequence[LevelPredictions]) -> Tensor:
+        """The anchors that predictions are about, level by level: float32 [N, 4]."""
+        anchors = []
+        for i, level in enumerate(levels):
+            index = torch.arange(level.logits.shape[1], device=level.logits.device)
+            anchors.append(self.anchors(i, index, level.grid_width, level.stride))
+        return torch.cat(anchors)
+
+    def propose(
+        self,
+        levels: Sequence[LevelPredictions],
+        sizes: Tensor,
+        *,
+        pre_nms_top_n: int,
+        post_nms_top_n: int,
+    ) -> Proposals:
+        """Proposes boxes.
+
+        Args:
+            levels: predictions of all levels.
+            sizes: int64 [B, 2], (height, width) of each image without padding.
+            pre_nms_top_n: candidates per level.
+            post_nms_top_n: proposals per image.
+
+        Returns:
+            At most ``post_nms_top_n`` proposals per image, clipped to the image.
+        """
+        candidates = [self.best_of_level(i, level, pre_nms_top_n) for i, level in enumerate(levels)]
         boxes = torch.cat([boxes for boxes, _ in candidates], dim=1)  # [B, N, 4]
         logits = torch.cat([logits for _, logits in candidates], dim=1)  # [B, N]
-        levels = torch.cat(
+        level_of = torch.cat(
             [
                 torch.full_like(logits, i, dtype=torch.int64)
                 for i, (_, logits) in enumerate(candidates)
@@ -139,36 +212,29 @@ class RegionProposalNetwork(nn.Module):
         index, counts = ops.batched_nms(
             boxes,
             scores,
-            levels,
+            level_of,
             self.nms_thresh,
-            max_output=min(self.post_nms_top_n, scores.shape[1]),
+            max_output=min(post_nms_top_n, scores.shape[1]),
         )
         return Proposals(boxes=take_rows(boxes, index), counts=counts)
 
     def best_of_level(
-        self, level: int, features: Tensor, padded_size: tuple[int, int]
+        self, level: int, predictions: LevelPredictions, top_n: int
     ) -> tuple[Tensor, Tensor]:
         """The highest-scored anchors of one level, refined.
 
         Args:
             level: index of the level.
-            features: [B, C, H_l, W_l].
-            padded_size: (height, width) of the batch.
+            predictions: its predictions.
+            top_n: most anchors.
 
         Returns:
             boxes [B, k, 4] in pixels and their logits [B, k], best first.
         """
-        height, width = features.shape[-2:]
-        if self.conventions.fixed_strides:
-            stride = (FINEST_STRIDE << level, FINEST_STRIDE << level)
-        else:
-            # Rounded down, so that P6 of an odd-sized P5 has a stride below 64.
-            stride = (padded_size[0] // height, padded_size[1] // width)
-
-        logits, deltas = self.head(features)
-        logits, index = logits.topk(min(self.pre_nms_top_n, logits.shape[1]), dim=1)
-        deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
-        anchors = self.anchors(level, index, width, stride)
+        num_anchors = predictions.logits.shape[1]
+        logits, index = predictions.logits.topk(min(top_n, num_anchors), dim=1)
+        deltas = predictions.deltas.gather(1, index[..., None].expand(-1, -1, 4))
+        anchors = self.anchors(level, index, predictions.grid_width, predictions.stride)
         boxes = decode_boxes(
             deltas,
             anchors,

@@ -99,8 +99,7 @@ class RoIHeads(nn.Module):
         num_images = len(sizes)
         num_proposals = rows_in_use(proposals.counts, proposals.boxes.shape[1])
         references = proposals.boxes[:, :num_proposals]  # [B, P, 4]
-        regions = pool(pyramid, references, BOX_RESOLUTION, self.conventions)
-        logits, deltas = self.box_predictor(self.box_head(regions))
+        logits, deltas = self.classify(pyramid, as_rois(references))
         logits = logits.unflatten(0, (num_images, num_proposals))  # [B, P, classes]
         deltas = deltas.unflatten(0, (num_images, num_proposals))  # [B, P, classes or 1, 4]
 
@@ -128,24 +127,49 @@ class RoIHeads(nn.Module):
         )
         return take_rows(boxes, index), take_rows(scores, index), take_rows(labels, index), counts
 
+    def classify(self, pyramid: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+        """Box branch alone: class logits [R, classes], box offsets [R, classes or 1, 4].
+
+        Args:
+            pyramid: P2..P5, each [B, C, H_l, W_l].
+            rois: float32 [R, 5], (image index, x1, y1, x2, y2).
+        """
+        predictions: tuple[Tensor, Tensor] = self.box_predictor(
+            self.box_head(pool(pyramid, rois, BOX_RESOLUTION, self.conventions))
+        )
+        return predictions
+
     def predict_masks(
         self, pyramid: list[Tensor], boxes: Tensor, labels: Tensor, counts: Tensor
     ) -> Tensor:
         """Mask branch: probabilities [B, D, 28, 28] of each box's class; zeros in the padding."""
         num_images, max_detections = labels.shape
         num_rows = rows_in_use(counts, max_detections)
-        regions = pool(pyramid, boxes[:, :num_rows], MASK_RESOLUTION, self.conventions)
-        logits = self.mask_predictor(self.mask_head(regions), labels[:, :num_rows].flatten())
+        rois = as_rois(boxes[:, :num_rows])
+        logits = self.draw_masks(pyramid, rois, labels[:, :num_rows].flatten())
         masks = logits.float().sigmoid().unflatten(0, (num_images, num_rows))
         masks = masks.masked_fill(~is_row(counts, num_rows)[:, :, None, None], 0)
         return nn.functional.pad(masks, (0, 0, 0, 0, 0, max_detections - num_rows))
 
+    def draw_masks(self, pyramid: list[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
+        """Mask branch alone: logits [R, 28, 28] of the masks of given classes.
 
-def pool(pyramid: list[Tensor], boxes: Tensor, resolution: int, conventions: Conventions) -> Tensor:
-    """Pools boxes [B, R, 4] from the levels that suit their sizes: [B * R, C, res, res]."""
+        Args:
+            pyramid: P2..P5, each [B, C, H_l, W_l].
+            rois: float32 [R, 5], (image index, x1, y1, x2, y2).
+            labels: int64 [R].
+        """
+        logits: Tensor = self.mask_predictor(
+            self.mask_head(pool(pyramid, rois, MASK_RESOLUTION, self.conventions)), labels
+        )
+        return logits
+
+
+def pool(pyramid: list[Tensor], rois: Tensor, resolution: int, conventions: Conventions) -> Tensor:
+    """Pools regions [R, 5] from the levels that suit their sizes: [R, C, res, res]."""
     return ops.multi_scale_roi_align(
         pyramid,
-        as_rois(boxes),
+        rois,
         (resolution, resolution),
         SPATIAL_SCALES,
         sampling_ratio=conventions.sampling_ratio,

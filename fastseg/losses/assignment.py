@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastseg.layers.mask_classification import MaskPredictions
-from fastseg.losses.instance_targets import InstanceTargets
+from fastseg.losses.instance_targets import InstanceTargets, check_targets
 
 
 @dataclass(frozen=True)
@@ -138,25 +138,7 @@ def check_shapes(
             f"class_logits {tuple(class_logits.shape)} and mask_logits "
             f"{tuple(mask_logits.shape)} must agree in images and queries"
         )
-    batch = len(mask_logits)
-    if len(targets) != batch:
-        raise ValueError(f"targets must be one for each of {batch} images, got {len(targets)}")
-    for i, target in enumerate(targets):
-        if target.masks.dim() != 3 or target.labels.shape != target.masks.shape[:1]:
-            raise ValueError(
-                f"targets[{i}] must have labels [N] and masks [N, h, w], got shapes "
-                f"{tuple(target.labels.shape)} and {tuple(target.masks.shape)}"
-            )
-        if target.masks.dtype != torch.bool or target.masks.device != mask_logits.device:
-            raise ValueError(
-                f"targets[{i}] must have bool masks on {mask_logits.device}, got "
-                f"{target.masks.dtype} on {target.masks.device}"
-            )
-        if target.masks.shape[1] > size[0] or target.masks.shape[2] > size[1]:
-            raise ValueError(
-                f"targets[{i}] must have masks no larger than the padded image, {tuple(size)}, "
-                f"got {tuple(target.masks.shape[1:])}"
-            )
+    check_targets(targets, len(mask_logits), size, mask_logits.device)
 
 
 def check_values(predictions: MaskPredictions, targets: Sequence[InstanceTargets]) -> Tensor:

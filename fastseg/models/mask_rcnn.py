@@ -8,6 +8,7 @@ Parameters are named as in torchvision, so that its checkpoints load as they are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,15 +22,36 @@ from fastseg.layers.box_head import ConvFCHead, FastRCNNPredictor, TwoMLPHead
 from fastseg.layers.conventions import conventions_of
 from fastseg.layers.fpn import BackboneWithFPN
 from fastseg.layers.mask_head import MaskHead, MaskPredictor
-from fastseg.layers.region_proposal_network import RegionProposalNetwork, RPNHead
+from fastseg.layers.region_proposal_network import (
+    LevelPredictions,
+    RegionProposalNetwork,
+    RPNHead,
+)
 from fastseg.layers.roi_heads import Detections, RoIHeads
 from fastseg.models.image_batch import ImageBatch, ImageTransform
 
 MASK_THRESHOLD = 0.5
+# Parts of a ResNet, in the order in which torchvision's ``trainable_backbone_layers`` counts them.
+BACKBONE_LAYERS = (("layer4",), ("layer3",), ("layer2",), ("layer1",), ("conv1", "bn1"))
+
+
+@dataclass(frozen=True)
+class AnchorPredictions:
+    """What the region proposal network says of a batch of images, and what the heads look at.
+
+    Attributes:
+        pyramid: P2..P6, each [B, C, H_l, W_l].
+        levels: predictions for the anchors of each level.
+        size: (height, width) of the padded batch.
+    """
+
+    pyramid: list[Tensor]
+    levels: list[LevelPredictions]
+    size: tuple[int, int]
 
 
 class MaskRCNN(nn.Module):
-    """Mask R-CNN for inference.
+    """Mask R-CNN.
 
     From ``pixels`` to ``Detections`` all shapes depend on the shape of ``pixels`` alone and
     nothing is read back from the device, so that the model can be captured in a CUDA graph.
@@ -61,7 +83,10 @@ class MaskRCNN(nn.Module):
         box_score_thresh: detections score more than this.
         box_nms_thresh: IoU above which detections of a class suppress each other.
         box_detections_per_img: most detections per image.
-        bbox_reg_weights: what box offsets were multiplied by in training.
+        bbox_reg_weights: what box offsets are multiplied by in training.
+        trainable_backbone_layers: of the backbone's stem and four stages so many are trained, the
+            deepest first; the parameters of the others need no gradient. torchvision trains 3 of
+            a backbone that was trained before.
         class_names: names indexed by label; in torchvision's conventions background first.
         conventions: "torchvision", "detectron2" or "mmdetection": whose rules hold where these
             differ, see ``fastseg.layers.conventions``. The network was trained by one of them, and
@@ -95,6 +120,7 @@ class MaskRCNN(nn.Module):
         box_nms_thresh: float = 0.5,
         box_detections_per_img: int = 100,
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
+        trainable_backbone_layers: int = 5,
         class_names: Sequence[str] | None = None,
         conventions: str = "torchvision",
     ) -> None:
@@ -150,6 +176,8 @@ class MaskRCNN(nn.Module):
             detections_per_img=box_detections_per_img,
             conventions=self.conventions,
         )
+        self.trainable_backbone_layers = trainable_backbone_layers
+        freeze_backbone(backbone.body, trainable_backbone_layers)
         self.eval()
 
     def hyper_parameters(self) -> dict[str, Any]:
@@ -167,6 +195,7 @@ class MaskRCNN(nn.Module):
             "box_nms_thresh": self.roi_heads.nms_thresh,
             "box_detections_per_img": self.roi_heads.detections_per_img,
             "bbox_reg_weights": self.roi_heads.bbox_reg_weights,
+            "trainable_backbone_layers": self.trainable_backbone_layers,
             "class_names": self.class_names,
             "conventions": self.conventions.name,
         }
@@ -180,6 +209,18 @@ class MaskRCNN(nn.Module):
         weight = self.rpn.head.cls_logits.weight
         return self.transform(images, device=weight.device, dtype=weight.dtype)
 
+    def predict_anchors(self, pixels: Tensor) -> AnchorPredictions:
+        """Backbone, pyramid and region proposal network, whose predictions are for all anchors.
+
+        For training these go to ``fastseg.losses.MaskRCNNLoss``.
+
+        Args:
+            pixels: [B, 3, H, W], a batch's ``pixels``; H and W are multiples of 32.
+        """
+        pyramid = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        size = (pixels.shape[2], pixels.shape[3])
+        return AnchorPredictions(pyramid, self.rpn.predict(pyramid, size), size)
+
     def forward(self, pixels: Tensor, sizes: Tensor) -> Detections:
         """Detects instances.
 
@@ -191,10 +232,10 @@ class MaskRCNN(nn.Module):
             ``box_detections_per_img`` rows per image, padded, in pixels of the resized images.
 
         Raises:
-            RuntimeError: the model is in training mode; there is no loss here.
+            RuntimeError: the model is in training mode; its losses are in ``fastseg.losses``.
         """
         if self.training:
-            raise RuntimeError("MaskRCNN is for inference: call model.eval() first")
+            raise RuntimeError("MaskRCNN is in training mode: call model.eval() before predicting")
         pyramid = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
         proposals = self.rpn(pyramid, sizes, (pixels.shape[2], pixels.shape[3]))
         return self.roi_heads(pyramid[:4], proposals, sizes)
@@ -231,6 +272,18 @@ class MaskRCNN(nn.Module):
                 )
             )
         return results
+
+
+def freeze_backbone(body: nn.Module, trainable_layers: int) -> None:
+    """Lets all parameters of a ResNet need no gradient but those of its deepest layers."""
+    if trainable_layers not in range(len(BACKBONE_LAYERS) + 1):
+        raise ValueError(
+            f"trainable_backbone_layers must be from 0 to {len(BACKBONE_LAYERS)}, "
+            f"got {trainable_layers}"
+        )
+    for names in BACKBONE_LAYERS[trainable_layers:]:
+        for name in names:
+            body.get_submodule(name).requires_grad_(False)
 
 
 def resize_boxes(boxes: Tensor, size: Sequence[int], new_size: Sequence[int]) -> Tensor:
