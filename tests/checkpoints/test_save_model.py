@@ -38,6 +38,7 @@ MASK_RCNN = {
     "box_nms_thresh": 0.16,
     "box_detections_per_img": 17,
     "bbox_reg_weights": (1.0, 2.0, 3.0, 4.0),
+    "trainable_backbone_layers": 2,
     "conventions": "detectron2",
     "batch_norm_eps": 0.5,
 }
