@@ -97,7 +97,7 @@ class GraphedForward:
     def _add(self, key: tuple, pixels: Tensor, sizes: Tensor) -> None:
         if len(self._graphs) == self._max_graphs:
             self._graphs.popitem(last=False)
-        if self._pool is None and pixels.is_cuda:
+        if not self._graphs and pixels.is_cuda:  # a pool ends with the last graph in it
             self._pool = torch.cuda.graph_pool_handle()
         static_pixels, static_sizes = pixels.clone(), sizes.clone()
         try:

@@ -1,5 +1,6 @@
-"""Which forward passes are captured and replayed; the GPU itself is in test_predictor.py."""
+"""Which forward passes are captured and replayed; whole models are in test_predictor.py."""
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -18,9 +19,11 @@ class Captures:
 
     def __init__(self):
         self.shapes = []
+        self.pools = []
 
     def __call__(self, forward, pixels, sizes, pool):
         self.shapes.append(tuple(pixels.shape))
+        self.pools.append(pool)
         outputs = forward(pixels, sizes)
 
         def replay():
@@ -74,6 +77,27 @@ def test_the_graph_used_longest_ago_makes_room():
     assert [shape[2] for shape in captures.shapes] == [5, 6, 7, 6]
     with pytest.raises(ValueError, match="max_graphs must be at least 1, got 0"):
         GraphedForward(forward_sum, max_graphs=0)
+
+
+@pytest.mark.parametrize(("max_graphs", "pools"), [(1, [0, 1, 2]), (2, [0, 0, 0])])
+def test_graphs_share_a_pool_that_ends_with_the_last_of_them(max_graphs, pools, monkeypatch):
+    handles = itertools.count()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    captures = Captures()
+    graphed = GraphedForward(forward_sum, max_graphs=max_graphs, capture=captures)
+    for height in (5, 5, 6, 6, 7, 7):
+        graphed(*batch_of(1, height))
+    assert captures.pools == pools
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("max_graphs", [1, 2])
+def test_captured_graphs_make_room_on_the_gpu(max_graphs):
+    graphed = GraphedForward(forward_sum, max_graphs=max_graphs)
+    for value, height in enumerate((5, 5, 6, 6, 7, 7, 5, 6)):
+        inputs = [x.cuda() for x in batch_of(value, height)]
+        assert torch.equal(graphed(*inputs).total, forward_sum(*inputs).total)
 
 
 def test_a_model_that_cannot_be_captured_is_an_error_with_the_way_out():
