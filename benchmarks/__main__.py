@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from benchmarks.harness import machine, report, timing
-from benchmarks.harness.case import Case, Setting
+from benchmarks.harness.case import OURS, Case, Setting
 from benchmarks.harness.runner import Ceilings, Row, run_case
 
 OPS = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
@@ -33,17 +34,19 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[Row] = []
     with timing.own_stream(device):
         for op in options.ops or OPS:
-            found = _run_op(op, options, device, copy, console)
+            found: list[Row] = []
+            for rows_of_case in _run_op(op, options, device, copy, console):
+                found += rows_of_case
+                rows += rows_of_case
+                # After each case, so that a run cut short leaves what it measured.
+                if options.json:
+                    report.write_json(options.json, about, copy, rows)
+                if options.markdown:
+                    report.write_markdown(options.markdown, about, copy, rows)
             if found:
                 console.print(report.table(op, found))
                 report.print_notes(console, found)
                 console.print()
-            rows += found
-            # After each op, so that a run cut short leaves what it measured.
-            if options.json:
-                report.write_json(options.json, about, copy, rows)
-            if options.markdown:
-                report.write_markdown(options.markdown, about, copy, rows)
     if options.plot:
         report.plot(options.plot, about, rows)
     return int(any(row.failed for row in rows) or not rows)
@@ -51,29 +54,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run_op(
     op: str, options: argparse.Namespace, device: torch.device, copy: float, console: Console
-) -> list[Row]:
+) -> Iterator[list[Row]]:
+    """The rows of one case after the other; what an op raises does not stop the next ones."""
     cases = importlib.import_module(f"benchmarks.{op}").cases
-    rows: list[Row] = []
     for dtype in options.dtype:
         setting = Setting(device, getattr(torch, dtype), options.quick)
         ceilings = Ceilings(setting, copy)
-        case: Case
-        for case in cases(setting):
-            repeated = not case.has_dtype and dtype != options.dtype[0]
-            if options.case not in case.name or repeated:
-                continue
-            with console.status(f"{op}: {case.name}"):
-                rows += run_case(
-                    op,
-                    case,
-                    setting,
-                    against=options.against,
-                    seconds=0.0 if options.quick else options.seconds,
-                    warm_cache=options.warm_cache,
-                    graphs=not options.no_graph,
-                    ceilings=ceilings,
-                )
-    return rows
+        name = "inputs"
+        try:
+            case: Case
+            for case in cases(setting):
+                name = case.name
+                repeated = not case.has_dtype and dtype != options.dtype[0]
+                if options.case not in name or repeated:
+                    continue
+                with console.status(f"{op}: {name}"):
+                    rows = run_case(
+                        op,
+                        case,
+                        setting,
+                        against=options.against,
+                        seconds=0.0 if options.quick else options.seconds,
+                        warm_cache=options.warm_cache,
+                        graphs=not options.no_graph,
+                        ceilings=ceilings,
+                    )
+                yield rows
+        except Exception as error:
+            console.print_exception()
+            reason = f"{type(error).__name__}: {error}"
+            yield [Row(op, name, OURS, device.type, dtype, status="failed", reason=reason)]
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

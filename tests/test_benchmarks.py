@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
+from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.harness import report, timing  # noqa: E402
 from benchmarks.harness.agreement import close, equal, relative_norm  # noqa: E402
 from benchmarks.harness.case import Case, Setting  # noqa: E402
@@ -159,6 +160,20 @@ def test_failures_are_reported_and_do_not_stop_the_run():
     assert rows["fastseg"].failed and rows["peer"].status == "not compared"
 
 
+def test_an_op_without_inputs_does_not_stop_the_others(tmp_path, monkeypatch):
+    def cases(setting):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("benchmarks.point_sample.cases", cases)
+    results = tmp_path / "results.json"
+    options = ["--quick", "--device", "cpu", "--against", "none", "--json", str(results)]
+    assert main(["point_sample", "paste_masks", *options]) == 1
+    failed, *others = json.loads(results.read_text())["results"]
+    assert (failed["op"], failed["status"]) == ("point_sample", "failed")
+    assert "out of memory" in failed["reason"]
+    assert {(row["op"], row["status"]) for row in others} == {("paste_masks", "ok")}
+
+
 def test_plot_shows_ratios(tmp_path):
     pytest.importorskip("matplotlib")
     rows = run_fake_case(fastseg=lambda: torch.ones(3), peer=lambda: torch.ones(3))
@@ -183,6 +198,7 @@ def test_agreement_of_tensors(agreement):
     ones = torch.ones(2, 3)
     assert agreement(ones, ones) is None
     assert agreement([ones, ones], (ones, ones)) is None
+    assert agreement(0 * ones, 0 * ones) is None
     assert agreement(ones, 2 * ones) is not None
     assert agreement(ones * float("nan"), ones) is not None
     assert agreement(ones, ones[:1]) is not None

@@ -45,9 +45,9 @@ def relative_norm(limit: float) -> Agreement:
         for path, our, peer in _pairs(ours, peers):
             if our is None:
                 return f"{path}: {peer}"
-            error = (torch.norm(our - peer) / torch.norm(peer)).item()
-            if not error <= limit:  # so that NaN disagrees
-                return f"{path}: relative difference {error:.3g}, allowed {limit:g}"
+            error, norm = torch.norm(our - peer).item(), torch.norm(peer).item()
+            if not error <= limit * norm:  # so that NaN disagrees, and zeros agree
+                return f"{path}: differs by {error:.3g}, allowed {limit:g} of {norm:.3g}"
         return None
 
     return compare
