@@ -20,6 +20,9 @@ import torch  # before the extension, which then shares torch's OpenMP threads
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Where algorithms have to be deterministic, torch asks for it before cuBLAS multiplies.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # `python -m pytest` puts the working directory first in the path. A source tree in which the
 # extension was not built must not hide the package that pip installed.
 if not any((ROOT / "fastseg").glob("_C.*.so")) and not os.environ.get("FASTSEG_TEST_EXTENSION"):
