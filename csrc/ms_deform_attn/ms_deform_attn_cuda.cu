@@ -117,6 +117,21 @@ struct alignas(16) Taps {
   int cell[4];
 };
 
+// The block's, in shared memory. A warp reads one of each of its groups at once; as groups are
+// powers of two, those would all lie in the same banks, but for the pad.
+template <class Acc>
+struct BlockTaps {
+  static constexpr int kPad = 16;
+  alignas(16) char bytes[kThreads * (sizeof(Taps<Acc>) + kPad)];
+
+  // Those of the thread's group, by lane.
+  __device__ Taps<Acc>* own_group(int lanes) {
+    const int group = static_cast<int>(threadIdx.x) / lanes;
+    const int group_bytes = lanes * static_cast<int>(sizeof(Taps<Acc>)) + kPad;
+    return reinterpret_cast<Taps<Acc>*>(bytes + group * group_bytes);
+  }
+};
+
 // The points of one query and head, all levels'.
 template <class Acc>
 class Points {
@@ -226,11 +241,11 @@ __global__ void __launch_bounds__(kThreads)
     forward_kernel(const __grid_constant__ MsDeformAttnParams p, const Tiles tiles) {
   using Acc = accumulate_t<T>;
   __shared__ Level levels[kMaxAttentionLevels];
-  __shared__ Taps<Acc> taps[kThreads];
+  __shared__ BlockTaps<Acc> taps;
   read_levels(p, levels);
   const Place place = find_place(p, tiles, levels);
   const Points<Acc> points(p, place, levels, tiles.lanes);
-  const Taps<Acc>* group = taps + (threadIdx.x - place.lane);
+  Taps<Acc>* const group = taps.own_group(tiles.lanes);
   const int64_t channels = p.value.size[3];
   for (int64_t c0 = 0; c0 < channels; c0 += tiles.lanes * kVector) {
     const int64_t c = c0 + place.lane * kVector;
@@ -238,7 +253,7 @@ __global__ void __launch_bounds__(kThreads)
     const T* value = p.value.at<const T>(place.b, 0, place.m, c);
     Acc sum[kVector] = {};
     for (int first = 0; first < points.count(); first += tiles.lanes) {
-      points.locate_together(first, taps + threadIdx.x);
+      points.locate_together(first, group + place.lane);
       const int count = min(tiles.lanes, points.count() - first);
       for (int k = 0; k < count; ++k) {
         const Taps<Acc> at = group[k];
@@ -305,12 +320,12 @@ __global__ void __launch_bounds__(kThreads, 3)
   using Acc = accumulate_t<T>;
   using GradSum = std::conditional_t<kFixedPoint, int64_t, Acc>;
   __shared__ Level levels[kMaxAttentionLevels];
-  __shared__ Taps<Acc> taps[kThreads];
+  __shared__ BlockTaps<Acc> taps;
   const MsDeformAttnParams& p = params.forward;
   read_levels(p, levels);
   const Place place = find_place(p, tiles, levels);
   const Points<Acc> points(p, place, levels, tiles.lanes);
-  const Taps<Acc>* group = taps + (threadIdx.x - place.lane);
+  Taps<Acc>* const group = taps.own_group(tiles.lanes);
   const uint32_t row_sums = static_cast<uint32_t>(params.grad_value.stride[1]);
   const double units = kFixedPoint ? *params.units.as<const double>() : 0;
   const int64_t channels = p.value.size[3];
@@ -322,7 +337,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     const T* from = p.output.at<const T>(place.b, place.q, place.m, c);
     const auto grads = load_or_zero<T, kVector>(from, 0, owns);
     for (int first = 0; first < points.count(); first += tiles.lanes) {
-      const Located<Acc> own = points.locate_together(first, taps + threadIdx.x);
+      const Located<Acc> own = points.locate_together(first, group + place.lane);
       Acc own_dot[4] = {};  // grad_output * cell
       const int count = min(tiles.lanes, points.count() - first);
       for (int k = 0; k < count; ++k) {
