@@ -210,6 +210,8 @@ struct ProductOfColumns {
   int first_output;
   int row, column;    // of a step's columns, the thread's
   int64_t own_pixel;  // of the batch; threads beyond the last make its columns, which nobody stores
+  int group = 0, tap = 0;          // of the sample of the next step
+  int channel = 0, remaining = 0;  // its next channel, and how many it has yet
   ColumnMaker<T, kExact> maker;
   T *left, *right;  // [2][kTilePixels][kRow], [2][kTileOutputs][kRow]
 
@@ -227,23 +229,23 @@ struct ProductOfColumns {
 
   __device__ void start(int step) {
     const DeformConvParams& p = q.sampling;
-    const int channels = static_cast<int>(p.input.size[1]);
-    const int offset_channels = channels / static_cast<int>(p.offset_groups);
-    const int position = step * kStep<T>, c = position % channels;
-    if (c % offset_channels == 0) {
+    if (remaining == 0) {
       const OutputPixel pixel = batch_pixel(p, own_pixel);
-      const int group = c / offset_channels, tap = position / channels;
       maker.move(p, read_sample<float>(p, group, tap, pixel),
                  read_mask<float>(p, group, tap, pixel));
+      remaining = static_cast<int>(p.input.size[1]) / static_cast<int>(p.offset_groups);
     }
-    maker.load(p, c);
-    const T* weights = q.weights.as<const T>();
-    start_copies<T, kTileOutputs, kStep<T>>(
-        right + step % 2 * kTileOutputs * kRow<T>, kRow<T>, weights, [&](int n, int k) {
-          return first_output + n < q.weights.size[0]
-                     ? q.weights.at<const T>(first_output + n, position + k)
-                     : nullptr;
-        });
+    maker.load(p, channel);
+    channel += kStep<T>;
+    remaining -= kStep<T>;
+    if (remaining == 0 && ++group == p.offset_groups) {
+      group = channel = 0;
+      ++tap;
+    }
+    start_copies<T, kTileOutputs, kStep<T>>(right + step % 2 * kTileOutputs * kRow<T>, kRow<T>,
+                                            q.weights.at<const T>(first_output, step * kStep<T>),
+                                            q.weights.size[1], q.weights.size[0] - first_output,
+                                            kStep<T>);
   }
 
   __device__ void finish(int step) {

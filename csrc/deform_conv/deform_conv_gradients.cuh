@@ -37,11 +37,13 @@ constexpr int kGradPixels = 128, kGradChannels = 128;  // warps: 2 along pixels,
 constexpr int kGradWarpPixels = 64, kGradWarpChannels = 32;
 constexpr int kLaneChannels = 4;  // consecutive ones that a lane owns
 
-// Channel of the right tile's row. A lane's sums are of two columns each in two tiles of 8; in this
-// order they are of consecutive channels.
-__device__ int channel_of_row(int row) {
-  return row / 16 * 16 + row % 8 / 2 * 4 + row / 8 % 2 * 2 + row % 2;
-}
+// Row of the right tile where a channel lies. A lane's sums are of two columns each in two tiles of
+// 8; in this order they are of consecutive channels.
+struct RowOfChannel {
+  __device__ int operator()(int channel) const {
+    return channel / 16 * 16 + channel / 2 % 2 * 8 + channel % 16 / 4 * 2 + channel % 2;
+  }
+};
 
 // Where the block's tap reads for one of its pixels.
 struct Place {
@@ -137,18 +139,12 @@ struct ColumnGradients {
     const T *grads = q.grad_output.as<const T>(), *kernels = q.weights.as<const T>();
     const auto start = [&](int step) {
       const int d = step * kStep<T>, buffer = step % 2;
-      start_copies<T, kGradPixels, kStep<T>>(
-          left + buffer * kGradPixels * kRow<T>, kRow<T>, grads, [&](int row, int k) {
-            return exists(row) && d + k < outputs ? grads + (first + row) * outputs + d + k
-                                                  : nullptr;
-          });
-      start_copies<T, kGradChannels, kStep<T>>(
-          right + buffer * kGradChannels * kRow<T>, kRow<T>, kernels, [&](int row, int k) {
-            const int channel = channel_of_row(row);
-            return c + channel < channels && d + k < outputs
-                       ? kernels + (weights + channel) * outputs + d + k
-                       : nullptr;
-          });
+      start_copies<T, kGradPixels, kStep<T>>(left + buffer * kGradPixels * kRow<T>, kRow<T>,
+                                             grads + first * outputs + d, outputs,
+                                             q.grad_output.size[0] - first, outputs - d);
+      start_copies<T, kGradChannels, kStep<T>>(right + buffer * kGradChannels * kRow<T>, kRow<T>,
+                                               kernels + weights * outputs + d, outputs,
+                                               channels - c, outputs - d, RowOfChannel());
     };
     const int warp_pixel = warp_id() % 2 * kGradWarpPixels;
     const int warp_channel = warp_id() / 2 * kGradWarpChannels;
@@ -302,13 +298,11 @@ struct WeightGradients {
     read(step + 1);
     const int outputs = static_cast<int>(q.grad_output.size[1]);
     const T* grads = q.grad_output.as<const T>();
+    const int first = begin + step * kPixels;
     start_copies<T, kPixels, kTileOutputs>(
-        left + step % 2 * kPixels * kLeftRow, kLeftRow, grads, [&](int i, int d) {
-          const int pixel = begin + step * kPixels + i, output = first_output + d;
-          return pixel < end && output < outputs
-                     ? grads + static_cast<int64_t>(pixel) * outputs + output
-                     : nullptr;
-        });
+        left + step % 2 * kPixels * kLeftRow, kLeftRow,
+        grads + static_cast<int64_t>(first) * outputs + first_output, outputs, end - first,
+        outputs - first_output);
   }
 
   __device__ void finish(int step) {

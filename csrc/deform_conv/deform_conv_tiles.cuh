@@ -34,7 +34,9 @@ struct ColumnMaker {
   int cell;             // north-west cell, from the image's first element
   unsigned inside = 0;  // bit k: cell k is inside the map; the others count as 0
   float weight[4];
-  Vec<T, kVector<T>> cells[4][2];
+  // As they lie in memory: to take them apart into halves, the thread would wait for them.
+  using Words = Vec<uint32_t, 4>;
+  Words cells[4][2];
 
   __device__ void move(const DeformConvParams& p, const Sample<float>& sample, float mask) {
     cell = static_cast<int>(sample.cell(0, p.input));
@@ -58,8 +60,10 @@ struct ColumnMaker {
       const T* source = image + (cell + k / 2 * row + k % 2 * column + channel);
 #pragma unroll
       for (int v = 0; v < 2; ++v) {
-        cells[k][v] = Vec<T, kVector<T>>{};
-        if (inside >> k & 1) cells[k][v] = Vec<T, kVector<T>>::load(source + kVector<T> * v);
+        cells[k][v] = Words{};
+        if (inside >> k & 1) {
+          cells[k][v] = Words::load(reinterpret_cast<const uint32_t*>(source + kVector<T> * v));
+        }
       }
     }
   }
@@ -67,31 +71,43 @@ struct ColumnMaker {
   __device__ void store(T* row) const {
 #pragma unroll
     for (int v = 0; v < 2; ++v) {
-      Vec<T, kVector<T>> column;
+      Vec<T, kVector<T>> column, cell[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) cell[k] = bit_cast<Vec<T, kVector<T>>>(cells[k][v]);
 #pragma unroll
       for (int e = 0; e < kVector<T>; ++e) {
         float sum = 0;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          sum = multiply_add(weight[k], static_cast<float>(cells[k][v][e]), sum);
+          sum = multiply_add(weight[k], static_cast<float>(cell[k][e]), sum);
         }
         column[e] = static_cast<T>(kExact ? sum : rounded<T>(sum));
       }
-      column.store(row + kVector<T> * v);
+      bit_cast<Words>(column).store(reinterpret_cast<uint32_t*>(row + kVector<T> * v));
     }
   }
 };
 
-// Starts to copy kRows rows of kLength elements, `stride` apart in shared memory, where
-// source(row, k) is the address of a row's vector at k; null stands for zeros.
-template <class T, int kRows, int kLength, class F>
-__device__ void start_copies(T* target, int stride, const T* any, const F& source) {
-  constexpr int kVectors = kLength / kVector<T>;
-#pragma unroll 1
-  for (int i = thread_rank(); i < kRows * kVectors; i += kThreads) {
-    const int row = i / kVectors, k = i % kVectors * kVector<T>;
-    const T* from = source(row, k);
-    copy_async(target + row * stride + k, from == nullptr ? any : from, from != nullptr);
+struct SameRow {
+  __device__ int operator()(int row) const { return row; }
+};
+
+// Starts to copy kRows rows of kLength elements, `source_stride` apart in memory and `stride` apart
+// in shared memory. Only the first `rows` rows and `length` elements exist; the rest become zeros.
+// Row r goes to row place(r), which must be that of r plus or minus whole steps of kStepRows.
+template <class T, int kRows, int kLength, class Place = SameRow>
+__device__ void start_copies(T* target, int stride, const T* source, int64_t source_stride,
+                             int64_t rows, int length, const Place& place = {}) {
+  constexpr int kVectors = kLength / kVector<T>, kStepRows = kThreads / kVectors;
+  static_assert(kThreads % kVectors == 0 && kRows % kStepRows == 0, "threads share whole rows");
+  const int first = thread_rank() / kVectors, k = thread_rank() % kVectors * kVector<T>;
+  const int count = k < length ? static_cast<int>(min(rows, int64_t{kRows})) - first : 0;
+  const T* from = source + first * source_stride + k;
+  T* to = target + place(first) * stride + k;
+#pragma unroll
+  for (int row = 0; row < kRows; row += kStepRows) {
+    copy_async(to + row * stride, row < count ? from : source, row < count);
+    from += kStepRows * source_stride;
   }
 }
 
