@@ -110,7 +110,8 @@ def test_half_precision_points(device: torch.device) -> None:
     grad = torch.randn(2, 3, 70, device=device).half()
     actual, grads = gradients(point_sample, grad, maps, points)
     expected, expected_grads = gradients(point_sample, grad, maps, points.float())
-    assert torch.equal(actual, expected) and torch.equal(grads[0], expected_grads[0])
+    assert torch.equal(actual, expected)
+    assert_near(grads[0], expected_grads[0], torch.float16)  # on CUDA summed in any order
     assert grads[1].dtype == torch.float16
     assert torch.equal(grads[1], expected_grads[1].half())
 
