@@ -174,6 +174,11 @@ def test_an_op_without_inputs_does_not_stop_the_others(tmp_path, monkeypatch):
     assert {(row["op"], row["status"]) for row in others} == {("paste_masks", "ok")}
 
 
+def test_gpu_check_measures_all_ops():
+    words = (ROOT / "benchmarks" / "gpu_check.sh").read_text().replace("(", " ").replace(")", " ")
+    assert set(OPS) - CPU_ONLY <= set(words.split())
+
+
 def test_plot_shows_ratios(tmp_path):
     pytest.importorskip("matplotlib")
     rows = run_fake_case(fastseg=lambda: torch.ones(3), peer=lambda: torch.ones(3))
