@@ -1,7 +1,7 @@
 """Models of mmdetection and mmsegmentation with random but well-behaved weights.
 
 mmdetection runs here without its compiled operators: mmcv-lite has none, and torchvision's
-deformable convolution takes the place of mmcv's.
+deformable convolution, RoIAlign and NMS take the place of mmcv's.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def import_mmdet() -> types.ModuleType:
         mmdet = pytest.importorskip("mmdet", reason="mmdetection is the peer that is compared with")
         importlib.import_module("mmdet.models")
     _deform_with_torchvision()
+    _pool_with_torchvision()
     return mmdet
 
 
@@ -59,6 +60,32 @@ def _deform_with_torchvision() -> None:
 
     modulated_deform_conv.modulated_deform_conv2d = modulated
     deform_conv.deform_conv2d = plain
+
+
+def _pool_with_torchvision() -> None:
+    from torchvision.ops import nms, roi_align
+
+    def pool(
+        input,
+        rois,
+        output,
+        _argmax_y,
+        _argmax_x,
+        *,
+        aligned_height,
+        aligned_width,
+        spatial_scale,
+        sampling_ratio,
+        pool_mode,
+        aligned,
+    ):
+        assert pool_mode == 1, "the mean of samples"
+        size = (aligned_height, aligned_width)
+        output.copy_(roi_align(input, rois, size, spatial_scale, sampling_ratio, aligned))
+
+    operators = sys.modules["mmcv._ext"]
+    operators.roi_align_forward = pool
+    operators.nms = lambda boxes, scores, iou_threshold, offset: nms(boxes, scores, iou_threshold)
 
 
 def mmdet_model(config: str, seed: int = 0, **changes: Any) -> nn.Module:
@@ -178,7 +205,7 @@ def samples_of(
 def mmdet_results(
     model: nn.Module, pixels: Tensor, sizes: list[tuple[int, int]], originals: list[tuple[int, int]]
 ) -> list[dict[str, Tensor]]:
-    """scores, labels and bool masks at the original sizes, per image.
+    """scores, labels, boxes and bool masks at the original sizes, per image.
 
     Args:
         model: mmdetection's.
@@ -191,7 +218,10 @@ def mmdet_results(
         warnings.simplefilter("ignore")
         results = model.predict(pixels, samples)
     return [
-        {name: getattr(one.pred_instances, name) for name in ("scores", "labels", "masks")}
+        {
+            name: getattr(one.pred_instances, name)
+            for name in ("scores", "labels", "bboxes", "masks")
+        }
         for one in results
     ]
 

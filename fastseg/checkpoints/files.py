@@ -15,6 +15,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from fastseg.checkpoints.mmdetection_config import options_in
 from fastseg.checkpoints.pickles import TORCH_FILE_OBJECTS, read_pickle
 
 # Training scripts put the state dict under one of these, beside optimiser state and arguments.
@@ -125,19 +126,20 @@ def tensors_of(content: Any, source: str) -> dict[str, Tensor]:
 
 
 def config_of(content: Any) -> dict[str, Any]:
-    """What a checkpoint's content says beside its tensors: mmdetection's names of the classes.
+    """What a checkpoint's content says beside its tensors: mmdetection's names and pixels.
 
     Args:
         content: a checkpoint's content; mmdetection has "CLASSES" (up to version 2) or
             "dataset_meta" with "classes" and for panoptic data "thing_classes" under "meta".
 
     Returns:
-        {"classes": [names]}, of panoptic data also {"thing_classes": [labels], "task": "panoptic"};
-        or an empty dictionary.
+        {"classes": [names]}, of panoptic data also {"thing_classes": [labels], "task": "panoptic"},
+        if there are names; and the options that ``mmdetection_config.options_in`` finds.
     """
     meta = content.get("meta") if isinstance(content, Mapping) else None
     if not isinstance(meta, Mapping):
         return {}
+    options = options_in(meta)
     dataset = meta.get("dataset_meta")
     for place, key, things_key in (
         (meta, "CLASSES", "THING_CLASSES"),
@@ -149,10 +151,10 @@ def config_of(content: Any) -> dict[str, Any]:
             continue
         things = names_in(place, things_key)
         if not things or not set(things) < set(names):
-            return {"classes": names}
+            return {**options, "classes": names}
         labels = [label for label, name in enumerate(names) if name in things]
-        return {"classes": names, "thing_classes": labels, "task": "panoptic"}
-    return {}
+        return {**options, "classes": names, "thing_classes": labels, "task": "panoptic"}
+    return options
 
 
 def names_in(place: Any, key: str) -> list[str] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 TORCHVISION_MASK_RCNN = "torchvision Mask R-CNN on a ResNet"
+DETECTRON2_MASK_RCNN = "detectron2 Mask R-CNN on a ResNet"
+MMDETECTION_MASK_RCNN = "mmdetection Mask R-CNN on a ResNet"
 FASTSEG_SOLO = "fastseg SOLO"
 MMDETECTION_SOLO = "mmdetection SOLO"
 ORIGINAL_SOLO = "the original SOLO"
@@ -20,7 +22,8 @@ MMDETECTION_MASKFORMER = "mmdetection MaskFormer"
 MMSEGMENTATION_MASK2FORMER = "mmsegmentation Mask2Former"
 MMSEGMENTATION_MASKFORMER = "mmsegmentation MaskFormer"
 READABLE = (
-    "Mask R-CNN (on a ResNet) of torchvision; SOLO of fastseg, of the original and of mmdetection; "
+    "Mask R-CNN (on a ResNet with feature pyramid) of torchvision, of detectron2 and of "
+    "mmdetection; SOLO of fastseg, of the original and of mmdetection; "
     "SOLOv2 of AdelaiDet; Mask2Former and MaskFormer of fastseg, of the original, of mmdetection, "
     "of mmsegmentation and of transformers"
 )
@@ -32,7 +35,29 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("torchvision Mask R-CNN on another backbone than ResNet", ("rpn.head.", "roi_heads.mask_")),
     ("torchvision Faster R-CNN (no masks)", ("rpn.head.", "roi_heads.box_")),
     ("torchvision RetinaNet or FCOS (no masks)", ("backbone.body.", "head.classification_head.")),
-    ("detectron2 Mask R-CNN", ("proposal_generator.rpn_head.", "roi_heads.mask_head.")),
+    (
+        "detectron2 Cascade Mask R-CNN",
+        ("proposal_generator.rpn_head.", "roi_heads.box_head.0.", "roi_heads.mask_head."),
+    ),
+    ("detectron2 Keypoint R-CNN", ("proposal_generator.rpn_head.", "roi_heads.keypoint_head.")),
+    ("detectron2 Panoptic FPN", ("proposal_generator.rpn_head.", "sem_seg_head.")),
+    (
+        "detectron2 PointRend",
+        ("proposal_generator.rpn_head.", "roi_heads.mask_head.point_head."),
+    ),
+    (
+        DETECTRON2_MASK_RCNN,
+        (
+            "backbone.bottom_up.res2.",
+            "backbone.fpn_output2.",
+            "proposal_generator.rpn_head.",
+            "roi_heads.mask_head.",
+        ),
+    ),
+    (
+        "detectron2 Mask R-CNN without feature pyramid or on another backbone than ResNet",
+        ("proposal_generator.rpn_head.", "roi_heads.mask_head."),
+    ),
     ("detectron2 R-CNN (no masks)", ("proposal_generator.rpn_head.",)),
     (FASTSEG_MASK2FORMER, ("pixel_decoder.layers.", "decoder.query_features.")),
     (FASTSEG_MASKFORMER, ("pixel_decoder.lateral.0.0.", "decoder.query_embed.")),
@@ -50,7 +75,21 @@ FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (TRANSFORMERS_MASKFORMER, ("model.pixel_level_module.", "mask_embedder.")),
     ("a base model of transformers without class predictor", ("pixel_level_module.",)),
-    ("mmdetection Mask R-CNN", ("rpn_head.", "roi_head.mask_head.")),
+    (
+        "mmdetection Cascade Mask R-CNN, HTC or another cascade",
+        ("rpn_head.", "roi_head.bbox_head.0."),
+    ),
+    ("mmdetection Mask Scoring R-CNN", ("rpn_head.", "roi_head.mask_iou_head.")),
+    ("mmdetection PointRend", ("rpn_head.", "roi_head.point_head.")),
+    ("mmdetection Panoptic FPN", ("rpn_head.", "semantic_head.")),
+    (
+        MMDETECTION_MASK_RCNN,
+        ("backbone.layer1.", "neck.fpn_convs.", "rpn_head.", "roi_head.mask_head."),
+    ),
+    (
+        "mmdetection Mask R-CNN without feature pyramid or on another backbone than ResNet",
+        ("rpn_head.", "roi_head.mask_head."),
+    ),
     ("mmdetection two-stage detector", ("rpn_head.", "roi_head.")),
     # Each line of SOLO stands for one of SOLOv2, SOLO and Decoupled SOLO.
     (FASTSEG_SOLO, ("head.class_predictor.", "head.mask_features.")),

@@ -32,6 +32,33 @@ def renamed(
     return result
 
 
+def box_head_rules(
+    convolutions: Sequence[str], fully_connected: Sequence[str], *, conv: str = "", norm: str
+) -> list[tuple[str, str]]:
+    """Rules for ``renamed``: the box head of Mask R-CNN, whose layers our ``ConvFCHead`` counts.
+
+    Args:
+        convolutions: what matches the beginning of each one's keys.
+        fully_connected: the same of fully connected layers; without convolutions there are two.
+        conv: what follows for the convolution itself.
+        norm: what follows for its normalisation.
+    """
+    ours = "roi_heads.box_head."
+    rules = []
+    for i, theirs in enumerate(convolutions):
+        rules += [(theirs + norm, f"{ours}{i}.1."), (theirs + conv, f"{ours}{i}.0.")]
+    for i, theirs in enumerate(fully_connected):
+        # A flatten comes first, and ReLUs are counted.
+        name = str(len(convolutions) + 1 + 2 * i) if convolutions else f"fc{6 + i}"
+        rules.append((theirs, f"{ours}{name}."))
+    return rules
+
+
+def numbers(state_dict: Mapping[str, Tensor], pattern: str) -> list[int]:
+    """The numbers that the pattern's group matches in keys, in order."""
+    return sorted({int(m[1]) for key in state_dict if (m := re.match(pattern, key))})
+
+
 def with_joined_rows(
     state_dict: Mapping[str, Tensor], parts: Sequence[str], whole: str
 ) -> dict[str, Tensor]:

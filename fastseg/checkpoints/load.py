@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import warnings
@@ -17,19 +16,24 @@ from torch import Tensor, nn
 
 from fastseg.checkpoints import (
     adelaidet_solov2,
+    detectron2_mask_rcnn,
     mask2former,
+    mask_rcnn,
+    mmdetection_mask_rcnn,
     mmdetection_solo,
     original_solo,
     solo,
     torchvision_mask_rcnn,
 )
-from fastseg.checkpoints.coco_classes import COCO_CATEGORY_NAMES, COCO_CLASS_NAMES
+from fastseg.checkpoints.coco_classes import COCO_CATEGORY_NAMES
 from fastseg.checkpoints.files import config_of, tensors_of
 from fastseg.checkpoints.fill import fill
 from fastseg.checkpoints.folders import read_checkpoint
 from fastseg.checkpoints.formats import (
     ADELAIDET_SOLOV2,
+    DETECTRON2_MASK_RCNN,
     FASTSEG_SOLO,
+    MMDETECTION_MASK_RCNN,
     MMDETECTION_SOLO,
     ORIGINAL_SOLO,
     READABLE,
@@ -56,8 +60,7 @@ STRUCTURE = {
 }
 # What a data set's description says that only some models need.
 IF_NEEDED = {"thing_classes", "task"}
-# torchvision's maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth, whose name ends in its SHA-256.
-PUBLISHED_V1_SHA256 = "bf2d0c1e"
+STEM = "backbone.body.conv1.weight"
 
 
 @dataclass(frozen=True)
@@ -84,28 +87,34 @@ def load_model(
 ) -> MaskRCNN | SOLO | Mask2Former:
     """Loads a model from a checkpoint, whose format is recognised by its keys.
 
-    Mask R-CNN of torchvision (v1 or v2 layout, any ResNet) becomes ``MaskRCNN``. SOLO, Decoupled
-    SOLO and SOLOv2 of mmdetection and of their original repository, SOLOv2 of AdelaiDet and
-    checkpoints of ``SOLO`` itself become ``SOLO``. Mask2Former and MaskFormer on ResNet or Swin of
-    their original repositories, mmdetection, mmsegmentation and transformers and checkpoints of
+    Mask R-CNN on any ResNet with a feature pyramid of torchvision (v1 or v2 layout), detectron2 and
+    mmdetection becomes ``MaskRCNN``, with labels as the library numbers them. SOLO, Decoupled SOLO
+    and SOLOv2 of mmdetection and of their original repository, SOLOv2 of AdelaiDet and checkpoints
+    of ``SOLO`` itself become ``SOLO``. Mask2Former and MaskFormer on ResNet or Swin of their
+    original repositories, mmdetection, mmsegmentation and transformers and checkpoints of
     ``Mask2Former`` and ``MaskFormer`` themselves become these.
 
     Class count, widths, depths and layout are read off the tensors. Half-precision tensors become
     float32. Class names are those in the file: in the ``config`` entry of a safetensors file, or
-    where mmdetection and transformers put them. Weights of 91 classes (Mask R-CNN) or 80 (SOLO)
-    without class names are taken for COCO's.
+    where mmdetection and transformers put them. Weights of 91 classes (torchvision's Mask R-CNN) or
+    80 (the others' and SOLO) without class names are taken for COCO's.
 
-    Of these two, 80 classes are taken for COCO's and ``task="instance"``, 133 for COCO's and
-    ``task="panoptic"``, 150 for ADE20K's and 19 for Cityscapes' and ``task="semantic"``; any other
-    number, and other names in the file, is ``task="instance"``, from mmsegmentation always
-    ``task="semantic"``. No tensor shows the task, nor whether weights are Mask2Former's for videos.
-    Of ADE20K and Cityscapes images also have the size with which the original tests: a shorter
-    side of 640 (512 for semantic maps on other backbones than Swin-B and -L) and 1024.
+    Of Mask2Former and MaskFormer, 80 classes are taken for COCO's and ``task="instance"``, 133 for
+    COCO's and ``task="panoptic"``, 150 for ADE20K's and 19 for Cityscapes' and ``task="semantic"``;
+    any other number, and other names in the file, is ``task="instance"``, from mmsegmentation
+    always ``task="semantic"``. No tensor shows the task, nor whether weights are Mask2Former's for
+    videos. Of ADE20K and Cityscapes images also have the size with which the original tests: a
+    shorter side of 640 (512 for semantic maps on other backbones than Swin-B and -L) and 1024.
 
     torchvision runs its published V1 weights with a batch normalisation eps of 0 and everything
     else with 1e-5, which no tensor shows. The published file is known by its checksum or its
     old-style names; where the weights may be it under new names, a warning asks for
     ``batch_norm_eps``.
+
+    No tensor shows which order of channels and which pixels a network was trained with.
+    mmdetection's files say it in their configuration, which is read; without it they are RGB, with
+    PyTorch's usual mean and deviation. detectron2's are BGR minus a mean, on a ResNeXt also divided
+    by a deviation, unless the file has these numbers.
 
     Args:
         path_or_state_dict: a .safetensors, .pth or .pkl file, a folder of transformers (or the
@@ -113,12 +122,14 @@ def load_model(
             Nothing in a file is executed.
         **hyper_parameters: arguments of ``MaskRCNN``, ``SOLO`` or ``Mask2Former`` by their peers'
             names (``min_size``, ``box_score_thresh``, ``filter_thr``, ``task``, ...), which take
-            precedence over what the file says, and ``batch_norm_eps``. For SOLO and Mask2Former
-            also ``stride_in_1x1``: where bottlenecks have their stride, which no tensor shows; by
-            default in the 1x1 convolution for AdelaiDet, whose zoo begins with detectron2's
-            weights, and in the 3x3 convolution else. For SOLOv2 also ``num_grids``: per level, the
-            cells along each side of its grid. For Mask2Former also ``num_heads``, of all
-            attentions; by default what the pixel decoder's attention has with four points per
+            precedence over what the file says; ``batch_norm_eps``; and ``stride_in_1x1``: where
+            bottlenecks have their stride, which no tensor shows; by default in the 1x1 convolution
+            for AdelaiDet and detectron2's Mask R-CNN, but for its ResNeXt, and in the 3x3
+            convolution else, unless mmdetection's file says "caffe". For SOLO and for detectron2's
+            and mmdetection's Mask R-CNN also ``bgr``: the first convolution takes blue first
+            (``image_mean`` and ``image_std`` are red first even so). For SOLOv2 also ``num_grids``:
+            per level, the cells along each side of its grid. For Mask2Former also ``num_heads``, of
+            all attentions; by default what the pixel decoder's attention has with four points per
             head and scale; of MaskFormer no tensor shows it, and the default is 8.
 
     Returns:
@@ -165,14 +176,52 @@ def load_model(
 def mask_rcnn_network(
     tensors: dict[str, Tensor], options: dict[str, Any], path: Path | None
 ) -> tuple[MaskRCNN, dict[str, Tensor]]:
-    """Mask R-CNN from torchvision's tensors."""
+    """Mask R-CNN from torchvision's tensors, or ours."""
     state_dict = torchvision_mask_rcnn.with_current_names(tensors)
-    if "class_names" not in options and is_coco_sized(state_dict):
-        options["class_names"] = COCO_CLASS_NAMES
     eps = options.pop("batch_norm_eps", None)
     if eps is None:
-        eps = default_eps(state_dict, old_names=set(state_dict) != set(tensors), path=path)
-    model = torchvision_mask_rcnn.build(state_dict, batch_norm_eps=eps, hyper_parameters=options)
+        eps = torchvision_mask_rcnn.default_eps(
+            state_dict, old_names=set(state_dict) != set(tensors), path=path
+        )
+    conventions = options.get("conventions", "torchvision")
+    options = {**mask_rcnn.defaults(state_dict, conventions), **options}
+    model = mask_rcnn.build(
+        state_dict,
+        batch_norm_eps=eps,
+        stride_in_1x1=options.pop("stride_in_1x1", False),
+        hyper_parameters=options,
+    )
+    return model, state_dict
+
+
+def peers_mask_rcnn_network(
+    tensors: dict[str, Tensor],
+    options: dict[str, Any],
+    path: Path | None,
+    *,
+    with_our_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    defaults: Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Any]],
+) -> tuple[MaskRCNN, dict[str, Tensor]]:
+    """Mask R-CNN from detectron2's or mmdetection's tensors.
+
+    Args:
+        tensors: the checkpoint's.
+        options: hyper-parameters.
+        path: the checkpoint's file, which does not matter.
+        with_our_names: gives the tensors our names.
+        defaults: tensors and options -> hyper-parameters unless the options say them.
+    """
+    state_dict = with_our_names(tensors)
+    options = {**defaults(tensors, options), **options}
+    options = {**mask_rcnn.defaults(state_dict, options["conventions"]), **options}
+    if options.pop("bgr", False) and (stem := state_dict.get(STEM)) is not None:
+        state_dict[STEM] = stem.flip(1)
+    model = mask_rcnn.build(
+        state_dict,
+        batch_norm_eps=options.pop("batch_norm_eps", 1e-5),
+        stride_in_1x1=options.pop("stride_in_1x1", False),
+        hyper_parameters=options,
+    )
     return model, state_dict
 
 
@@ -194,12 +243,12 @@ def solo_network(
         path: the checkpoint's file, which does not matter.
         rules: from the peer's names to ours.
         stride_in_1x1: unless the options say it.
-        bgr: the first convolution takes blue first.
+        bgr: the first convolution takes blue first, unless the options say it.
         defaults: hyper-parameters unless the options say them.
     """
     state_dict = renamed(with_inner_offsets(tensors), rules)
-    if bgr and (stem := state_dict.get("backbone.body.conv1.weight")) is not None:
-        state_dict["backbone.body.conv1.weight"] = stem.flip(1)
+    if options.pop("bgr", bgr) and (stem := state_dict.get(STEM)) is not None:
+        state_dict[STEM] = stem.flip(1)
     options = {**solo.defaults(state_dict), **(defaults or {}), **options}
     bias = state_dict.get("head.class_predictor.bias")
     if bias is not None and len(bias) == len(COCO_CATEGORY_NAMES):
@@ -262,14 +311,30 @@ def hyper_parameters_of(model: type[nn.Module], *more: str) -> frozenset[str]:
     return frozenset(names | set(more))
 
 
-SOLO_HYPER_PARAMETERS = hyper_parameters_of(SOLO, "batch_norm_eps", "stride_in_1x1", "num_grids")
+MASK_RCNN_HYPER_PARAMETERS = hyper_parameters_of(MaskRCNN, "batch_norm_eps", "stride_in_1x1")
+SOLO_HYPER_PARAMETERS = hyper_parameters_of(
+    SOLO, "batch_norm_eps", "stride_in_1x1", "num_grids", "bgr"
+)
 MASK2FORMER_HYPER_PARAMETERS = hyper_parameters_of(
     Mask2Former, "batch_norm_eps", "stride_in_1x1", "num_heads"
 )
 READERS: dict[str, Reader] = {
-    TORCHVISION_MASK_RCNN: Reader(
-        "mask_rcnn", hyper_parameters_of(MaskRCNN, "batch_norm_eps"), mask_rcnn_network
-    ),
+    TORCHVISION_MASK_RCNN: Reader("mask_rcnn", MASK_RCNN_HYPER_PARAMETERS, mask_rcnn_network),
+    **{
+        found: Reader(
+            "mask_rcnn",
+            MASK_RCNN_HYPER_PARAMETERS | {"bgr"},
+            partial(
+                peers_mask_rcnn_network,
+                with_our_names=peer.with_our_names,
+                defaults=peer.defaults,
+            ),
+        )
+        for found, peer in (
+            (DETECTRON2_MASK_RCNN, detectron2_mask_rcnn),
+            (MMDETECTION_MASK_RCNN, mmdetection_mask_rcnn),
+        )
+    },
     FASTSEG_SOLO: Reader("solo", SOLO_HYPER_PARAMETERS, partial(solo_network, rules=())),
     MMDETECTION_SOLO: Reader(
         "solo", SOLO_HYPER_PARAMETERS, partial(solo_network, rules=mmdetection_solo.RULES)
@@ -324,45 +389,3 @@ def from_config(config: Mapping[str, Any], source: str, reader: Reader) -> dict[
     if unknown:
         raise ValueError(f"the config entry of {source} has unknown names: {', '.join(unknown)}")
     return options
-
-
-def is_coco_sized(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether the weights have as many classes as COCO's category ids, 91."""
-    bias = state_dict.get("roi_heads.box_predictor.cls_score.bias")
-    return bias is not None and len(bias) == len(COCO_CLASS_NAMES)
-
-
-def default_eps(state_dict: Mapping[str, Tensor], *, old_names: bool, path: Path | None) -> float:
-    """The eps of batch normalisation that torchvision would run these weights with.
-
-    Args:
-        state_dict: tensors under current names.
-        old_names: whether the checkpoint had names from before torchvision 0.13.
-        path: the checkpoint's file, if there is one.
-    """
-    maybe_published_v1 = (
-        is_coco_sized(state_dict)
-        and "backbone.body.layer3.5.conv3.weight" in state_dict
-        and "backbone.body.layer3.6.conv3.weight" not in state_dict
-        and "backbone.body.bn1.num_batches_tracked" not in state_dict
-        and "roi_heads.box_head.fc6.weight" in state_dict
-    )
-    if not maybe_published_v1:
-        return 1e-5
-    if old_names or (path is not None and sha256(path).startswith(PUBLISHED_V1_SHA256)):
-        return 0.0
-    warnings.warn(
-        "these weights may be torchvision's published Mask R-CNN ResNet-50-FPN V1 saved anew, "
-        "which need batch_norm_eps=0.0; taking 1e-5. Pass batch_norm_eps to choose",
-        stacklevel=4,
-    )
-    return 1e-5
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal checksum of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,20 +1,19 @@
-"""Mask R-CNN from torchvision's keys: the shape of the network is read off the tensors."""
+"""Checkpoints of Mask R-CNN from torchvision, whose names are ours but for its oldest."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 from torch import Tensor
 
-from fastseg.checkpoints.keys import Keys, resnet
-from fastseg.layers.box_head import ConvFCHead, FastRCNNPredictor, TwoMLPHead
-from fastseg.layers.fpn import BackboneWithFPN, FeaturePyramidNetwork
-from fastseg.layers.mask_head import MaskHead, MaskPredictor
-from fastseg.layers.region_proposal_network import RPNHead
-from fastseg.models.mask_rcnn import MaskRCNN
+from fastseg.checkpoints.coco_classes import COCO_CLASS_NAMES
 
+# torchvision's maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth, whose name ends in its SHA-256.
+PUBLISHED_V1_SHA256 = "bf2d0c1e"
 # Names of parameters up to torchvision 0.12, which its first published weights have.
 OLD_NAMES = (
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
@@ -36,67 +35,43 @@ def with_current_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {current(key): tensor for key, tensor in state_dict.items()}
 
 
-def build(
-    state_dict: Mapping[str, Tensor], *, batch_norm_eps: float, hyper_parameters: Mapping[str, Any]
-) -> MaskRCNN:
-    """Makes the network that the tensors fit; does not load them.
+def is_coco_sized(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the weights have as many classes as COCO's category ids, 91."""
+    bias = state_dict.get("roi_heads.box_predictor.cls_score.bias")
+    return bias is not None and len(bias) == len(COCO_CLASS_NAMES)
 
-    A tensor that is missing counts as having the size of the paper's network, so that the
-    comparison of keys afterwards names everything that is missing.
+
+def default_eps(state_dict: Mapping[str, Tensor], *, old_names: bool, path: Path | None) -> float:
+    """The eps of batch normalisation that torchvision would run these weights with.
 
     Args:
-        state_dict: tensors under torchvision's current names.
-        batch_norm_eps: eps of all normalisations.
-        hyper_parameters: arguments of ``MaskRCNN``.
+        state_dict: tensors under current names.
+        old_names: whether the checkpoint had names from before torchvision 0.13.
+        path: the checkpoint's file, if there is one.
     """
-    keys = Keys(state_dict, batch_norm_eps)
-    channels = keys.size("backbone.fpn.inner_blocks.0.0.weight", 0, default=256)
-    num_classes = keys.size("roi_heads.box_predictor.cls_score.weight", 0, default=91)
-    body = resnet(keys, "backbone.body")
-    fpn = FeaturePyramidNetwork(
-        in_channels=body.out_channels,
-        out_channels=channels,
-        norm_layer=keys.norm_layer("backbone.fpn.inner_blocks.0.1"),
+    maybe_published_v1 = (
+        is_coco_sized(state_dict)
+        and "backbone.body.layer3.5.conv3.weight" in state_dict
+        and "backbone.body.layer3.6.conv3.weight" not in state_dict
+        and "backbone.body.bn1.num_batches_tracked" not in state_dict
+        and "roi_heads.box_head.fc6.weight" in state_dict
     )
-    box_features = box_head(keys, channels)
-    mask_features = MaskHead(
-        in_channels=channels,
-        conv_channels=keys.sizes(r"roi_heads\.mask_head\.(\d+)\.0\.weight", default=(256,) * 4),
-        norm_layer=keys.norm_layer("roi_heads.mask_head.0.1"),
+    if not maybe_published_v1:
+        return 1e-5
+    if old_names or (path is not None and sha256(path).startswith(PUBLISHED_V1_SHA256)):
+        return 0.0
+    warnings.warn(
+        "these weights may be torchvision's published Mask R-CNN ResNet-50-FPN V1 saved anew, "
+        "which need batch_norm_eps=0.0; taking 1e-5. Pass batch_norm_eps to choose",
+        stacklevel=4,
     )
-    return MaskRCNN(
-        backbone=BackboneWithFPN(body=body, fpn=fpn),
-        rpn_head=RPNHead(
-            in_channels=channels,
-            num_anchors=keys.size("rpn.head.cls_logits.weight", 0, default=3),
-            conv_depth=keys.count(r"rpn\.head\.conv\.(\d+)\."),
-        ),
-        box_head=box_features,
-        box_predictor=FastRCNNPredictor(
-            in_features=box_features.out_features, num_classes=num_classes
-        ),
-        mask_head=mask_features,
-        mask_predictor=MaskPredictor(
-            in_channels=mask_features.out_channels,
-            dim_reduced=keys.size("roi_heads.mask_predictor.conv5_mask.weight", 1, default=256),
-            num_classes=num_classes,
-        ),
-        **hyper_parameters,
-    )
+    return 1e-5
 
 
-def box_head(keys: Keys, in_channels: int) -> TwoMLPHead | ConvFCHead:
-    """The box head of v1 (two fully connected layers) or v2 (convolutions first)."""
-    head = "roi_heads.box_head."
-    convolutions = keys.sizes(r"roi_heads\.box_head\.(\d+)\.0\.weight", default=())
-    if not convolutions:
-        return TwoMLPHead(
-            in_channels=in_channels,
-            representation_size=keys.size(f"{head}fc6.weight", 0, default=1024),
-        )
-    return ConvFCHead(
-        in_channels=in_channels,
-        conv_channels=convolutions,
-        fc_features=keys.sizes(r"roi_heads\.box_head\.(\d+)\.weight", default=(1024,)),
-        norm_layer=keys.norm_layer(f"{head}0.1"),
-    )
+def sha256(path: Path) -> str:
+    """Hexadecimal checksum of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastseg import default_model, load_model, models
 from fastseg.backbones.resnet import BasicBlock, Bottleneck, ResNet, resnet50
-from fastseg.checkpoints import load
+from fastseg.checkpoints import torchvision_mask_rcnn
 from fastseg.layers.batch_norm import FrozenBatchNorm2d
 from fastseg.layers.box_head import ConvFCHead, FastRCNNPredictor, TwoMLPHead
 from fastseg.layers.fpn import BackboneWithFPN, FeaturePyramidNetwork
@@ -326,7 +326,8 @@ def test_eps_of_torchvisions_published_v1_weights(tmp_path, monkeypatch):
 
         path = tmp_path / "maskrcnn.pth"
         torch.save(state_dict, path)
-        monkeypatch.setattr(load, "PUBLISHED_V1_SHA256", load.sha256(path)[:8])
+        checksum = torchvision_mask_rcnn.sha256(path)[:8]
+        monkeypatch.setattr(torchvision_mask_rcnn, "PUBLISHED_V1_SHA256", checksum)
         assert load_model(path).backbone.body.bn1.eps == 0.0
 
 

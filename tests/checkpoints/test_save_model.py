@@ -69,7 +69,10 @@ MASK2FORMER = {
 }
 FAMILIES = {
     # The background is one more class of the network and has no name.
-    "Mask R-CNN": (lambda: models.mask_rcnn_resnet18_fpn(num_classes=4), MASK_RCNN),
+    "Mask R-CNN": (
+        lambda: models.mask_rcnn_resnet18_fpn(num_classes=4, conventions="detectron2"),
+        MASK_RCNN,
+    ),
     "SOLOv2": (
         lambda: models.solov2_light_resnet50_dcn_fpn(num_classes=3),
         {**SOLO_FAMILY, "num_grids": (10, 8, 6, 5, 3)},
