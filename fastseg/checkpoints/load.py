@@ -125,8 +125,8 @@ def load_model(
             precedence over what the file says; ``batch_norm_eps``; and ``stride_in_1x1``: where
             bottlenecks have their stride, which no tensor shows; by default in the 1x1 convolution
             for AdelaiDet and detectron2's Mask R-CNN, but for its ResNeXt, and in the 3x3
-            convolution else, unless mmdetection's file says "caffe". For SOLO and for detectron2's
-            and mmdetection's Mask R-CNN also ``bgr``: the first convolution takes blue first
+            convolution else, unless mmdetection's file says "caffe". For the peers' SOLO and Mask
+            R-CNN (but torchvision's) also ``bgr``: the first convolution takes blue first
             (``image_mean`` and ``image_std`` are red first even so). For SOLOv2 also ``num_grids``:
             per level, the cells along each side of its grid. For Mask2Former also ``num_heads``, of
             all attentions; by default what the pixel decoder's attention has with four points per
@@ -312,9 +312,8 @@ def hyper_parameters_of(model: type[nn.Module], *more: str) -> frozenset[str]:
 
 
 MASK_RCNN_HYPER_PARAMETERS = hyper_parameters_of(MaskRCNN, "batch_norm_eps", "stride_in_1x1")
-SOLO_HYPER_PARAMETERS = hyper_parameters_of(
-    SOLO, "batch_norm_eps", "stride_in_1x1", "num_grids", "bgr"
-)
+SOLO_HYPER_PARAMETERS = hyper_parameters_of(SOLO, "batch_norm_eps", "stride_in_1x1", "num_grids")
+PEERS_SOLO_HYPER_PARAMETERS = SOLO_HYPER_PARAMETERS | {"bgr"}
 MASK2FORMER_HYPER_PARAMETERS = hyper_parameters_of(
     Mask2Former, "batch_norm_eps", "stride_in_1x1", "num_heads"
 )
@@ -337,14 +336,14 @@ READERS: dict[str, Reader] = {
     },
     FASTSEG_SOLO: Reader("solo", SOLO_HYPER_PARAMETERS, partial(solo_network, rules=())),
     MMDETECTION_SOLO: Reader(
-        "solo", SOLO_HYPER_PARAMETERS, partial(solo_network, rules=mmdetection_solo.RULES)
+        "solo", PEERS_SOLO_HYPER_PARAMETERS, partial(solo_network, rules=mmdetection_solo.RULES)
     ),
     ORIGINAL_SOLO: Reader(
-        "solo", SOLO_HYPER_PARAMETERS, partial(solo_network, rules=original_solo.RULES)
+        "solo", PEERS_SOLO_HYPER_PARAMETERS, partial(solo_network, rules=original_solo.RULES)
     ),
     ADELAIDET_SOLOV2: Reader(
         "solo",
-        SOLO_HYPER_PARAMETERS,
+        PEERS_SOLO_HYPER_PARAMETERS,
         partial(
             solo_network,
             rules=adelaidet_solov2.RULES,
