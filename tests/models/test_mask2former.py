@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from host_tensors import nothing_from_the_host
 from made_up_images import images
 from torch import Tensor, nn
 
@@ -91,7 +92,7 @@ def test_builders_have_static_shapes(name):
     with torch.device("meta"):
         built = getattr(models, name)(num_classes=5)
     number = 200 if name == "mask2former_swin_l" else 100
-    with torch.inference_mode():
+    with torch.inference_mode(), nothing_from_the_host():
         found = built(
             torch.empty(2, 3, 96, 128, device="meta"),
             torch.empty(2, 2, dtype=torch.int64, device="meta"),

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from host_tensors import nothing_from_the_host
 from made_up_images import images
 from torch import nn
 
@@ -164,7 +165,7 @@ def test_rows_that_the_cpu_skips_change_nothing(model, monkeypatch):
 def test_shapes_do_not_depend_on_data(model):
     """On the meta device there is no data, so that any read of it raises."""
     shapes = models.mask_rcnn_resnet18_fpn(num_classes=NUM_CLASSES).to("meta")
-    with torch.inference_mode():
+    with torch.inference_mode(), nothing_from_the_host():
         detections = shapes(
             torch.empty(2, 3, 96, 128, device="meta"),
             torch.empty(2, 2, dtype=torch.int64, device="meta"),

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from host_tensors import nothing_from_the_host
 from made_up_images import images
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -73,7 +74,7 @@ def test_builders_have_static_shapes(name):
     with torch.device("meta"):
         built = getattr(models, name)(num_classes=5)
     built.to("meta")  # the table of least areas, which is made on the CPU
-    with torch.inference_mode():
+    with torch.inference_mode(), nothing_from_the_host():
         detections = built(
             torch.empty(2, 3, 96, 128, device="meta"),
             torch.empty(2, 2, dtype=torch.int64, device="meta"),
