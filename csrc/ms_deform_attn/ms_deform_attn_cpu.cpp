@@ -115,11 +115,15 @@ void attend(const MsDeformAttnParams& p, const Samples<Acc>& samples, int64_t fi
             T* output, int count) {
   constexpr int n = kLanes<Acc>, vectors = kVectors == 0 ? 1 : kVectors;
   Lanes<Acc> sum[vectors] = {};
+  Acc outside = 0;  // NaN where the weight of a cell outside the maps is not finite
   const int64_t row_stride = p.value.stride[1], stride = p.value.stride[3];
   for (int64_t i = first; i < first + samples.per_pair(); ++i) {
     for (int corner = 0; corner < 4; ++corner) {
       const int row = samples.row(i, corner);
-      if (row < 0) continue;
+      if (row < 0) {
+        outside += samples.weight(i) * Acc(0);
+        continue;
+      }
       const Acc weight = samples.weight(i) * corner_weight(samples.x(i), samples.y(i), corner);
       const T* cell = value + row * row_stride;
       for (int v = 0; v < vectors; ++v) {
@@ -130,6 +134,7 @@ void attend(const MsDeformAttnParams& p, const Samples<Acc>& samples, int64_t fi
     }
   }
   for (int v = 0; v < vectors; ++v) {
+    sum[v] += outside;
     if (kVectors != 0 && p.output.stride[3] == 1) {
       store_lanes<T, Acc>(output + v * n, sum[v]);
     } else {
@@ -187,9 +192,11 @@ void spread(const MsDeformAttnBackwardParams& p, const Samples<Acc>& samples, in
     const int64_t i = first + k;
     const Acc x = samples.x(i), y = samples.y(i), weight = samples.weight(i);
     Acc dot[4] = {};  // grad_output * cell
+    bool near = false;
     for (int corner = 0; corner < 4; ++corner) {
       const int row = samples.row(i, corner);
       if (row < 0) continue;
+      near = true;
       const Acc share = weight * corner_weight(x, y, corner);
       const T* cell = value + row * values.stride[1];
       Acc* sum = sums + row * p.grad_value.stride[1];
@@ -208,7 +215,7 @@ void spread(const MsDeformAttnBackwardParams& p, const Samples<Acc>& samples, in
         sum[c] = multiply_add(share, grad[c], sum[c]);
       }
     }
-    const PointGrad<Acc> point = point_grad(dot, x, y, weight);
+    const PointGrad<Acc> point = point_grad(dot, x, y, weight, near);
     grad_positions[2 * k] = point.x;
     grad_positions[2 * k + 1] = point.y;
     grad_weights[k] = point.weight;

@@ -280,7 +280,9 @@ __global__ void __launch_bounds__(kThreads)
 template <class Acc>
 __device__ void write_point_grad(const MsDeformAttnBackwardParams& p, const Place& place, int k,
                                  const Located<Acc>& point, const Acc (&dot)[4], bool adds) {
-  const PointGrad<Acc> grad = point_grad(dot, point.sample.x, point.sample.y, point.weight);
+  const Sample<Acc>& sample = point.sample;
+  const bool near = (sample.cell[0] & sample.cell[1] & sample.cell[2] & sample.cell[3]) >= 0;
+  const PointGrad<Acc> grad = point_grad(dot, sample.x, sample.y, point.weight, near);
   Acc* position = p.grad_locations.at<Acc>(place.b, place.q, place.m) + 2 * k;
   Acc* weight = p.grad_weights.at<Acc>(place.b, place.q, place.m) + k;
   position[0] = adds ? position[0] + grad.x : grad.x;

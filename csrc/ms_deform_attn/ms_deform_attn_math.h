@@ -44,13 +44,16 @@ struct PointGrad {
   Acc x, y, weight;
 };
 
-// `dot`: the products of the output's gradient with the four cells; `weight`: the point's.
+// `dot`: the products of the output's gradient with the four cells; `weight`: the point's; `near`:
+// whether one of the cells is in the map. Else the position has gradient 0, whatever the others
+// are.
 template <class Acc>
-FASTSEG_HD PointGrad<Acc> point_grad(const Acc (&dot)[4], Acc x, Acc y, Acc weight) {
+FASTSEG_HD PointGrad<Acc> point_grad(const Acc (&dot)[4], Acc x, Acc y, Acc weight, bool near) {
   const Slope<Acc> slope = slope_between(dot, x, y);
   const Acc north = dot[0] * (Acc(1) - x) + dot[1] * x;
   const Acc south = dot[2] * (Acc(1) - x) + dot[3] * x;
-  return {slope.x * weight, slope.y * weight, north * (Acc(1) - y) + south * y};
+  return {near ? slope.x * weight : Acc(0), near ? slope.y * weight : Acc(0),
+          north * (Acc(1) - y) + south * y};
 }
 
 // The share of one query, head and level in the gradient of the reference point, from the gradients

@@ -35,7 +35,8 @@ def ms_deform_attn(
     """Sums bilinear samples of the value maps, for each query and head, over levels and points.
 
     Source: Zhu et al., Deformable DETR, 2021, Eq. 3, between the projections; semantics and
-    argument order of its `MSDeformAttnFunction` (so also of Mask2Former, mmcv and transformers).
+    argument order of its `MSDeformAttnFunction` (so also of Mask2Former, mmcv and transformers),
+    without its last one, `im2col_step`: all images are computed together.
 
     Args:
         value: [B, S, M, D] float32/float64/float16/bfloat16: the maps of L <= 8 levels as rows,
@@ -45,7 +46,8 @@ def ms_deform_attn(
         sampling_locations: [B, Q, M, L, P, 2], x and y in units of the map's width and height, so
             that 0 and 1 are the borders; beyond them lie zeros. Used in float32 (float64 for
             float64 value) whatever its type. A sample at NaN counts as 0.
-        attention_weights: [B, Q, M, L, P], used in float32 (float64) likewise.
+        attention_weights: [B, Q, M, L, P], used in float32 (float64) likewise. One that is not
+            finite makes its query and head so, wherever its sample lies.
 
     Returns:
         [B, Q, M * D] of value's dtype; sums are float32 (float64). Differentiable twice in all
@@ -121,6 +123,7 @@ def _check_dims(name: str, tensor: Tensor, dims: int) -> None:
         )
 
 
+_INTEGERS = (torch.int64, torch.int32)
 _Levels = tuple[Tensor | None, Tensor | None, list[int], list[int]]
 
 
@@ -132,7 +135,7 @@ def _levels(
     """The op's arguments: tensors on the value's device, or lists."""
     pairs: list[tuple[int, int]] = []
     if isinstance(shapes, Tensor):
-        if shapes.dim() != 2 or shapes.shape[1] != 2 or shapes.is_floating_point():
+        if shapes.dim() != 2 or shapes.shape[1] != 2 or shapes.dtype not in _INTEGERS:
             raise ValueError(
                 f"spatial_shapes must be integers [L, 2], got {shapes.dtype} of shape "
                 f"{tuple(shapes.shape)}"
@@ -148,16 +151,27 @@ def _levels(
             raise ValueError(
                 f"spatial_shapes must be pairs (height, width), got {shapes}"
             ) from None
+        _check_integers("spatial_shapes", [side for pair in pairs for side in pair])
         if starts is None:
             starts = list(accumulate([height * width for height, width in pairs], initial=0))[:-1]
     if isinstance(starts, Tensor):
+        if starts.dtype not in _INTEGERS:
+            raise ValueError(f"level_start_index must be integers, got {starts.dtype}")
         starts = starts.to(device, torch.int64)
+    else:
+        _check_integers("level_start_index", starts)
     return (
         shapes if isinstance(shapes, Tensor) else None,
         starts if isinstance(starts, Tensor) else None,
         [side for pair in pairs for side in pair],
         [] if isinstance(starts, Tensor) else list(starts),
     )
+
+
+def _check_integers(name: str, numbers: Sequence[Any]) -> None:
+    for number in numbers:
+        if not hasattr(number, "__index__"):
+            raise ValueError(f"{name} must be integers, got {number!r}")
 
 
 def _empty_output(value: Tensor, locations: Tensor) -> Tensor:

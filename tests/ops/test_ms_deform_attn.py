@@ -177,6 +177,19 @@ def test_not_finite(device: torch.device) -> None:
     weights[0, 0, 0, 0] = 0
     assert_near(actual, ms_deform_attn(value, SHAPES, None, locations.nan_to_num(), weights))
     assert torch.equal(actual[0, 1:], expected[0, 1:])
+
+    attend = lambda v, x, w: ms_deform_attn(v, SHAPES, None, x, w)  # noqa: E731
+    define = lambda v, x, w: reference.ms_deform_attn(v, SHAPES, None, x, w)  # noqa: E731
+    locations[0, 1, 0, 0, 0] = -5
+    for bad in (float("nan"), float("inf")):  # of a sample outside the map
+        weights[0, 1, 0, 0, 0] = bad
+        inputs = (torch.ones_like(expected), value, locations.nan_to_num(), weights)
+        actual, grads = gradients(attend, *inputs)
+        assert actual[0, 1, :8].isnan().all() and actual.isnan().sum() == 8
+        for ours, theirs in zip(grads, gradients(define, *inputs)[1], strict=True):
+            assert torch.equal(ours.isfinite(), theirs.isfinite())
+    weights[0, 1, 0, 0, 0] = 0
+
     value[0, 0, 0] = float("inf")  # a cell that nobody samples does not matter
     locations[...] = 0.9
     assert torch.isfinite(
@@ -227,6 +240,12 @@ def test_wrong_input() -> None:
         ms_deform_attn(value, torch.tensor([7, 9]), None, locations, weights)
     with pytest.raises(ValueError, match="spatial_shapes must be pairs"):
         ms_deform_attn(value, [7, 9], None, locations, weights)
+    with pytest.raises(ValueError, match=r"spatial_shapes must be integers, got 7\.5"):
+        ms_deform_attn(value, [(7.5, 9), (4, 3), (1, 1)], None, locations, weights)
+    with pytest.raises(ValueError, match=r"level_start_index must be integers, got 63\.0"):
+        ms_deform_attn(value, SHAPES, [0, 63.0, 75], locations, weights)
+    with pytest.raises(ValueError, match=r"level_start_index must be integers.*float32"):
+        ms_deform_attn(value, SHAPES, torch.tensor([0.0, 63, 75]), locations, weights)
     with pytest.raises(ValueError, match=r"value has 76 rows, too few for spatial_shapes\[0\]"):
         ms_deform_attn(value, [(70, 9), (4, 3), (1, 1)], None, locations, weights)
     with pytest.raises(ValueError, match=r"spatial_shapes\[1\] = \(-4, 3\)"):
