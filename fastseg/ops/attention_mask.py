@@ -95,6 +95,11 @@ def _empty_words(mask_logits: Tensor, height: int, width: int) -> Tensor:
 @torch.library.impl(LIBRARY, "attention_mask", "CPU")
 @torch.library.impl(LIBRARY, "attention_mask", "CUDA")
 def _attention_mask(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+    if mask_embed.dtype != mask_features.dtype or not mask_embed.is_floating_point():
+        raise ValueError(
+            "mask_embed and mask_features must be of one floating point type, got "
+            f"{mask_embed.dtype} and {mask_features.dtype}"
+        )
     height, width = mask_features.shape[2:]
     logits = batched_product(mask_embed, mask_features.flatten(2))
     if logits.dtype == torch.float64:

@@ -95,6 +95,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
             )
     # Here and not in the kernel alone, so that tracing does not go on with wrong shapes.
     batch, heads, _, width = query.shape
+    if width == 0:
+        raise ValueError(f"query must have channels, got shape {tuple(query.shape)}")
     if key.shape != (batch, heads, key.shape[2], width):
         raise ValueError(
             f"key must have shape [{batch}, {heads}, S, {width}] as query, got {tuple(key.shape)}"

@@ -108,7 +108,7 @@ def sample_uncertain_points(
                 raise ValueError(
                     f"random[{i}] must have shape {size}, got {tuple(random[i].shape)}"
                 )
-        candidates, rest = (numbers.to(logits.device) for numbers in random)
+        candidates, rest = (numbers.to(logits.device, torch.float32) for numbers in random)
     else:
         candidates = torch.rand(sizes[0], generator=generator, device=logits.device)
     certainty = point_sample(logits, candidates)[:, 0].abs()

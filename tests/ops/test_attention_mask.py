@@ -135,6 +135,8 @@ def test_wrong_input() -> None:
         pack_attention_mask(logits.long(), (4, 5))
     with pytest.raises(ValueError, match=r"size must be \(height, width\) of at least 1.*\(0, 5\)"):
         pack_attention_mask(logits, (0, 5))
+    with pytest.raises(ValueError, match=r"of one floating point type, got .*float16"):
+        attention_mask(torch.rand(1, 2, 3), torch.rand(1, 3, 4, 5).half())
     with pytest.raises(ValueError, match=r"sides of 1 to .*\[1, 2, 0, 5\]"):
         pack_attention_mask(logits[:, :, :0], (4, 5))
     with pytest.raises(

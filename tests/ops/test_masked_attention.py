@@ -359,6 +359,8 @@ def test_wrong_input() -> None:
         masked_attention(query, key, value[..., :3])
     with pytest.raises(ValueError, match="value must be float64, got float32"):
         masked_attention(query, key, value.float())
+    with pytest.raises(ValueError, match=r"query must have channels, got shape \(2, 2, 21, 0\)"):
+        masked_attention(query[..., :0], key[..., :0], value[..., :0])
     with pytest.raises(ValueError, match=r"heads of 1 to 128 channels.*129"):
         masked_attention(*(torch.randn(1, 1, 2, 129) for _ in range(3)))
     with pytest.raises(ValueError, match="packed_mask must have shape"):

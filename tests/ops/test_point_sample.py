@@ -297,7 +297,8 @@ def sorted_points(points: Tensor) -> Tensor:
 @pytest.mark.parametrize("layer", ["final", "aux0"])
 def test_stored_points_of_mask2former(layer: str, device: torch.device) -> None:
     case = {name: GOLDEN[f"{layer}.{name}"].to(device) for name in ("masks", "draws", "rest")}
-    points = sample_uncertain_points(case["masks"], 256, random=(case["draws"], case["rest"]))
+    random = (case["draws"].double(), case["rest"])
+    points = sample_uncertain_points(case["masks"], 256, random=random)
     assert torch.equal(sorted_points(points).cpu(), GOLDEN[f"{layer}.points"])
 
 
