@@ -63,6 +63,21 @@ FASTSEG_HD Lanes<Acc> load_lanes(const T* source, int count, int64_t stride) {
   return load_lanes<Acc>(static_cast<const Acc*>(values));
 }
 
+// cells[index[i]] in lane i, for indices in ascending order.
+FASTSEG_HD Lanes<float> load_ascending(const float* cells, const int* index) {
+#if defined(__AVX512F__)
+  const int first = index[0], last = index[kLanes<float> - 1] - first;
+  if (last < kLanes<float>) {  // within one register: faster than one by one
+    const auto exist = static_cast<__mmask16>((2u << last) - 1);
+    const __m512i offsets = _mm512_sub_epi32(_mm512_loadu_si512(index), _mm512_set1_epi32(first));
+    return _mm512_permutexvar_ps(offsets, _mm512_maskz_loadu_ps(exist, cells + first));
+  }
+#endif
+  float values[kLanes<float>];
+  for (int i = 0; i < kLanes<float>; ++i) values[i] = cells[index[i]];
+  return load_lanes<float>(static_cast<const float*>(values));
+}
+
 template <class T, class Acc>
 FASTSEG_HD void store_lanes(T* target, const Lanes<Acc>& lanes) {
   Acc values[kLanes<Acc>];

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/bilinear.h"
+#include "core/lanes.h"
 #include "core/resize_steps.h"
 
 namespace fastseg {
@@ -139,7 +140,15 @@ class StageRows {
     if (stage_.blend == Blend::separable) {
       const float* __restrict low_weight = stage_.columns.low_weight.data() + first_;
       const float* __restrict high_weight = stage_.columns.high_weight.data() + first_;
-      for (int64_t i = 0; i < count_; ++i) {
+      int64_t i = 0;
+      for (constexpr int n = kLanes<float>; i + n <= count_; i += n) {
+        const Lanes<float> east_part =
+            load_ascending(cells, high + i) * load_lanes<float>(high_weight + i);
+        const Lanes<float> pair = multiply_add(load_ascending(cells, low + i),
+                                               load_lanes<float>(low_weight + i), east_part);
+        store_lanes<float, float>(west + i, pair);
+      }
+      for (; i < count_; ++i) {
         west[i] = blend_pair(cells[low[i]], low_weight[i], cells[high[i]], high_weight[i]);
       }
       return line;
