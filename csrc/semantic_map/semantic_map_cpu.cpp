@@ -11,28 +11,32 @@ namespace fastseg {
 namespace FASTSEG_ISA {
 namespace {
 
-// The best class so far of some rows of a strip.
+constexpr int64_t kBandRows = 16;  // of labels: enough that few rows of scores are read twice
+
+// The best class so far of each pixel of some rows.
 class BestClasses {
  public:
-  explicit BestClasses(int64_t rows) : best_(rows * kStripColumns), labels_(best_.size()) {}
+  explicit BestClasses(int64_t width)
+      : width_(width), best_(kBandRows * width), labels_(best_.size()) {}
 
   void begin() {
     std::fill(best_.begin(), best_.end(), BestClass().score);
     std::fill(labels_.begin(), labels_.end(), 0);
   }
-  void add(int64_t row, const float* __restrict scores, int64_t columns, int label) {
-    float* __restrict best = best_.data() + row * kStripColumns;
-    int* __restrict labels = labels_.data() + row * kStripColumns;
-    for (int64_t i = 0; i < columns; ++i) {
+  void add(int64_t row, const float* __restrict scores, int label) {
+    float* __restrict best = best_.data() + row * width_;
+    int* __restrict labels = labels_.data() + row * width_;
+    for (int64_t i = 0; i < width_; ++i) {
       BestClass pixel = {best[i], labels[i]};
       pixel.add(scores[i], label);
       best[i] = pixel.score;
       labels[i] = pixel.label;
     }
   }
-  const int* labels(int64_t row) const { return labels_.data() + row * kStripColumns; }
+  const int* labels(int64_t row) const { return labels_.data() + row * width_; }
 
  private:
+  int64_t width_;
   std::vector<float> best_;
   std::vector<int> labels_;
 };
@@ -70,27 +74,28 @@ void resized_argmax_cpu(const ResizedArgmaxParams& p) {
   steps.size[0] = p.rows;
   steps.size[1] = width;
   const ResizePlan plan(steps);
-  parallel_for(plan.num_strips(), 1, [&](int64_t begin, int64_t end) {
+  // Whole rows: of a class, those of a band lie in a row in memory.
+  parallel_for(rows, kBandRows, [&](int64_t begin, int64_t end) {
     StageRows resized(plan.stages[0]);
-    BestClasses best(rows);
-    float values[kStripColumns];
-    for (int64_t strip = begin; strip < end; ++strip) {
-      const int64_t left = strip * kStripColumns, columns = std::min(kStripColumns, width - left);
+    BestClasses best(width);
+    std::vector<float> values(width);
+    for (int64_t band = begin; band < end; band += kBandRows) {
+      const int64_t band_rows = std::min(kBandRows, end - band);
       best.begin();
       for (int64_t k = 0; k < classes; ++k) {
         const auto input = [&](int row) {
           return p.scores.at<const float>(k, row - p.first_score_row);
         };
-        resized.begin(left, kStripColumns);
-        for (int64_t y = 0; y < rows; ++y) {
-          const int64_t row = p.first_row + y;
-          if (!p.same_size()) resized.write(row, input, values);
-          const float* scores = p.same_size() ? input(static_cast<int>(row)) + left : values;
-          best.add(y, scores, columns, static_cast<int>(k));
+        resized.begin(0, width);
+        for (int64_t y = 0; y < band_rows; ++y) {
+          const int64_t row = p.first_row + band + y;
+          if (!p.same_size()) resized.write(row, input, values.data());
+          const float* scores = p.same_size() ? input(static_cast<int>(row)) : values.data();
+          best.add(y, scores, static_cast<int>(k));
         }
       }
-      for (int64_t y = 0; y < rows; ++y) {
-        std::copy(best.labels(y), best.labels(y) + columns, p.labels.at<int>(y) + left);
+      for (int64_t y = 0; y < band_rows; ++y) {
+        std::copy(best.labels(y), best.labels(y) + width, p.labels.at<int>(band + y));
       }
     }
   });

@@ -64,7 +64,7 @@ def semantic_map(
     """
     mask_logits = checked_masks(mask_logits, "mask_logits")
     shape = tuple(class_probabilities.shape)
-    if len(shape) != 2 or shape[0] != len(mask_logits) or shape[1] < 1:
+    if len(shape) != 2 or shape[0] != mask_logits.shape[0] or shape[1] < 1:
         raise ValueError(
             f"class_probabilities must have shape [{len(mask_logits)}, K] with K > 0 for as many "
             f"mask_logits, got {list(shape)}"
@@ -115,6 +115,7 @@ def _semantic_map(
             (begin, height),
             stream,
         )
+        del scores  # the next ones take its memory
     return labels
 
 

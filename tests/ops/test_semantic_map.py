@@ -167,6 +167,18 @@ def test_compile(device: torch.device) -> None:
         assert torch.equal(shifted(classes, masks, *size), expected)
 
 
+def test_export_with_any_number_of_queries() -> None:
+    class Map(torch.nn.Module):
+        def forward(self, classes: Tensor, masks: Tensor) -> Tensor:
+            return semantic_map(classes, masks, (20, 30))
+
+    queries = torch.export.Dim("queries", min=2, max=100)
+    arguments = made_up(3, 4, (8, 9), torch.device("cpu"))
+    exported = torch.export.export(Map(), arguments, dynamic_shapes=({0: queries}, {0: queries}))
+    other = made_up(5, 4, (8, 9), torch.device("cpu"))
+    assert torch.equal(exported.module()(*other), semantic_map(*other, (20, 30)))
+
+
 def test_threads() -> None:
     classes, masks = made_up(9, 5, (64, 64), torch.device("cpu"))
     expected = semantic_map(classes, masks, (300, 222), via=(256, 256))
