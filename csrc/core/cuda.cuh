@@ -77,11 +77,20 @@ inline bool synchronise_each_launch() {
   return enabled;
 }
 
+// While a stream is captured nothing runs that could be waited for, and to try would end it.
+inline cudaError_t synchronise(cudaStream_t stream) {
+  cudaStreamCaptureStatus status;
+  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  if (error != cudaSuccess || status != cudaStreamCaptureStatusNone) return error;
+  return cudaStreamSynchronize(stream);
+}
+
 }  // namespace detail
 #endif
 
 // Starts kernel(args...) on the stream; throws std::runtime_error that names the kernel when the
-// launch fails (with FASTSEG_SYNC=1 also when the kernel itself fails). An empty grid is no launch.
+// launch fails (with FASTSEG_SYNC=1 also when the kernel itself fails, but for a stream that is
+// captured). An empty grid is no launch.
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block,
             size_t dynamic_shared_bytes, cudaStream_t stream, A&&... args) {
@@ -109,7 +118,7 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block,
         parameters);
   }
   if (error == cudaSuccess && detail::synchronise_each_launch()) {
-    error = cudaStreamSynchronize(stream);
+    error = detail::synchronise(stream);
   }
   if (error != cudaSuccess) {
     detail::throw_launch_error(name, grid, block, dynamic_shared_bytes, error);
