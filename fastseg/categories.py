@@ -41,6 +41,23 @@ def by_names(names: Sequence[str] | None) -> Categories | None:
     return next((one for one in DATA_SETS if one.names == tuple(names or ())), None)
 
 
+def checked_names(
+    names: Sequence[str] | None, num_classes: int, counted: str = ""
+) -> tuple[str, ...] | None:
+    """Names of a model's classes; a ValueError if there are more or fewer.
+
+    Args:
+        names: one for each class, or None.
+        num_classes: number of classes, at least 1.
+        counted: what the message says of that number.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if names is not None and len(names) != num_classes:
+        raise ValueError(f"class_names has {len(names)} names for {num_classes} classes{counted}")
+    return None if names is None else tuple(names)
+
+
 def class_name(label: int, names: Sequence[str] | None) -> str:
     """Name of a label, "class 3" where there is none for label 3."""
     return names[label] if names is not None and 0 <= label < len(names) else f"class {label}"

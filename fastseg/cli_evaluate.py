@@ -126,7 +126,10 @@ def run(options: argparse.Namespace) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
             found = EVALUATIONS.get(options.metric[0], _detections)(options)
-    except (OSError, ValueError, TypeError, KeyError) as error:  # no such file, malformed
+    except KeyError as error:
+        message = f"{options.gt} or {options.results} is of another kind: it has no {error}"
+        raise UsageError(message) from error
+    except (OSError, ValueError, TypeError) as error:  # no such file, malformed
         raise UsageError(str(error)) from error
     if options.json is not None:
         from fastseg.result_files import atomic_path

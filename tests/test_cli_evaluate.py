@@ -233,6 +233,13 @@ def test_what_cannot_be_evaluated(words, message, capsys, folder):
     assert not list(folder.glob("*.xyz")) and not list(folder.glob(".*"))
 
 
+def test_results_in_place_of_ground_truth_are_told(folder, capsys):
+    (folder / "panoptic.json").write_text(json.dumps({"annotations": []}))
+    words = ["--gt", "panoptic.json", "--results", "panoptic.json", "--metric", "panoptic"]
+    assert evaluate(*words) == 2
+    assert "is of another kind: it has no 'categories'" in capsys.readouterr().err
+
+
 def test_unknown_categories_are_told(folder, capsys):
     results = json.loads((folder / "fake100_segm.json").read_text())
     results[0]["category_id"] = 999

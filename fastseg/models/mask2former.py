@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastseg.categories import by_count
+from fastseg.categories import by_count, checked_names
 from fastseg.instances import Instances
 from fastseg.layers.batch_norm import keep_statistics
 from fastseg.layers.mask_classification import MaskClassifier, MaskPredictions
 from fastseg.layers.mask_results import ImageFrame, instances_of, panoptic_of, semantic_of
+from fastseg.layers.reset_outputs import reset_outputs
 from fastseg.models.image_batch import ImageBatch, ImageTransform
 from fastseg.segmentation import PanopticSegmentation, SemanticSegmentation
 
@@ -72,20 +73,7 @@ class Mask2Former(nn.Module):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if class_names is not None and len(class_names) != decoder.num_classes:
-            raise ValueError(
-                f"class_names has {len(class_names)} names for {decoder.num_classes} classes"
-            )
-        if thing_classes is None:
-            known = by_count(decoder.num_classes)
-            thing_classes = range(decoder.num_classes) if known is None else known.things
-        elif not all(0 <= label < decoder.num_classes for label in thing_classes):
-            raise ValueError(
-                f"thing_classes must be from 0 to {decoder.num_classes - 1}, got "
-                f"{list(thing_classes)}"
-            )
-        self.class_names = None if class_names is None else tuple(class_names)
-        self.thing_classes = tuple(int(label) for label in thing_classes)
+        self._set_classes(decoder.num_classes, class_names, thing_classes)
         self.transform = ImageTransform(
             min_size=min_size,
             max_size=max_size,
@@ -102,6 +90,43 @@ class Mask2Former(nn.Module):
         self.object_mask_threshold = object_mask_threshold
         self.overlap_threshold = overlap_threshold
         self.eval()
+
+    def _set_classes(
+        self,
+        num_classes: int,
+        class_names: Sequence[str] | None,
+        thing_classes: Sequence[int] | None,
+    ) -> None:
+        self.class_names = checked_names(class_names, num_classes)
+        if thing_classes is None:
+            known = by_count(num_classes)
+            thing_classes = range(num_classes) if known is None else known.things
+        elif not all(0 <= label < num_classes for label in thing_classes):
+            raise ValueError(
+                f"thing_classes must be from 0 to {num_classes - 1}, got {list(thing_classes)}"
+            )
+        self.thing_classes = tuple(int(label) for label in thing_classes)
+
+    def reset_classes(
+        self,
+        num_classes: int,
+        *,
+        class_names: Sequence[str] | None = None,
+        thing_classes: Sequence[int] | None = None,
+    ) -> None:
+        """Makes the model one of other classes, to be trained: what tells them is random again.
+
+        Args:
+            num_classes: number of classes, without "no object".
+            class_names: as of the model.
+            thing_classes: as of the model.
+
+        Raises:
+            ValueError: as of the model, or there is no class.
+        """
+        self._set_classes(num_classes, class_names, thing_classes)
+        self.decoder.num_classes = num_classes
+        reset_outputs(self.decoder.class_predictor, num_classes + 1)
 
     def known_task(self, task: str) -> str:
         """The task itself; raises ValueError if it is none of ``tasks``."""

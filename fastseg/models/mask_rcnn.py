@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastseg import ops
+from fastseg.categories import checked_names
 from fastseg.instances import Instances
 from fastseg.layers.anchors import AnchorGenerator
 from fastseg.layers.box_coder import has_sides
@@ -27,6 +28,7 @@ from fastseg.layers.region_proposal_network import (
     RegionProposalNetwork,
     RPNHead,
 )
+from fastseg.layers.reset_outputs import reset_outputs
 from fastseg.layers.roi_heads import Detections, RoIHeads
 from fastseg.models.image_batch import ImageBatch, ImageTransform
 
@@ -127,12 +129,7 @@ class MaskRCNN(nn.Module):
         super().__init__()
         self.conventions = conventions_of(conventions)
         num_labels = self.conventions.num_labels(box_predictor.cls_score.out_features)
-        if class_names is not None and len(class_names) != num_labels:
-            counted = " (background included)" if self.conventions.background_first else ""
-            raise ValueError(
-                f"class_names has {len(class_names)} names for {num_labels} classes{counted}"
-            )
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = self._known_names(class_names, num_labels)
         self.transform = ImageTransform(
             min_size=min_size if isinstance(min_size, int) else min_size[-1],
             max_size=max_size,
@@ -179,6 +176,33 @@ class MaskRCNN(nn.Module):
         self.trainable_backbone_layers = trainable_backbone_layers
         freeze_backbone(backbone.body, trainable_backbone_layers)
         self.eval()
+
+    def _known_names(
+        self, class_names: Sequence[str] | None, num_labels: int
+    ) -> tuple[str, ...] | None:
+        counted = " (background included)" if self.conventions.background_first else ""
+        return checked_names(class_names, num_labels, counted)
+
+    def reset_classes(self, num_classes: int, *, class_names: Sequence[str] | None = None) -> None:
+        """Makes the model one of other classes, to be trained: what tells them is random again.
+
+        Args:
+            num_classes: number of classes; in torchvision's conventions background included.
+            class_names: as of the model.
+
+        Raises:
+            ValueError: as of the model, or there is no class.
+        """
+        self.class_names = self._known_names(class_names, num_classes)
+        boxes, masks = self.roi_heads.box_predictor, self.roi_heads.mask_predictor.mask_fcn_logits
+        of_one = self.conventions.num_labels(boxes.cls_score.out_features) == 1
+        # One box or mask for several classes is one that they share.
+        if of_one or boxes.bbox_pred.out_features > 4:
+            reset_outputs(boxes.bbox_pred, 4 * num_classes)
+        if of_one or masks.out_channels > 1:
+            reset_outputs(masks, num_classes)
+        has_background = self.conventions.background_first
+        reset_outputs(boxes.cls_score, num_classes if has_background else num_classes + 1)
 
     def hyper_parameters(self) -> dict[str, Any]:
         """The arguments besides the network, with which the model can be made again."""

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from fastseg import ops
+from fastseg.categories import checked_names
 from fastseg.instances import Instances, boxes_around
 from fastseg.layers.batch_norm import keep_statistics
 from fastseg.layers.fpn import BackboneWithFPN
 from fastseg.layers.grid_candidates import top_candidates
-from fastseg.layers.grid_heads import GridHead
+from fastseg.layers.grid_heads import GridHead, initialise_prior
 from fastseg.layers.mask_selection import MaskDetections, MaskSelection
 from fastseg.layers.padded import rows_in_use
+from fastseg.layers.reset_outputs import reset_outputs
 from fastseg.layers.solo_head import (
     DecoupledSOLOHead,
     DecoupledSOLOPredictions,
@@ -87,15 +89,11 @@ class SOLO(nn.Module):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if class_names is not None and len(class_names) != head.num_classes:
-            raise ValueError(
-                f"class_names has {len(class_names)} names for {head.num_classes} classes"
-            )
+        self.class_names = checked_names(class_names, head.num_classes)
         if len(strides) != len(head.num_grids):
             raise ValueError(
                 f"strides has {len(strides)} numbers for {len(head.num_grids)} levels of cells"
             )
-        self.class_names = None if class_names is None else tuple(class_names)
         self.transform = ImageTransform(
             min_size=min_size,
             max_size=max_size,
@@ -123,6 +121,21 @@ class SOLO(nn.Module):
         self.register_buffer("min_areas", min_areas, persistent=False)
         self.min_areas: Tensor
         self.eval()
+
+    def reset_classes(self, num_classes: int, *, class_names: Sequence[str] | None = None) -> None:
+        """Makes the model one of other classes, to be trained: what tells them is random again.
+
+        Args:
+            num_classes: number of classes; there is no background.
+            class_names: as of the model.
+
+        Raises:
+            ValueError: as of the model, or there is no class.
+        """
+        self.class_names = checked_names(class_names, num_classes)
+        reset_outputs(self.head.class_predictor, num_classes)
+        initialise_prior(self.head.class_predictor)
+        self.head.num_classes = num_classes
 
     def hyper_parameters(self) -> dict[str, Any]:
         """The arguments besides the network, with which the model can be made again."""

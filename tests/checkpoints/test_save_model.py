@@ -171,3 +171,54 @@ def test_wrong_arguments(tmp_path):
     path.mkdir()
     with pytest.raises(OSError, match=re.escape(str(path))):
         save_model(model, path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_classes_of_ones_own(tmp_path, family):
+    """Of a trained model all is kept but what tells its classes apart."""
+    make, _ = FAMILIES[family]
+    model = make()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.reset_classes(2, class_names=("x", "y"))
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    new = [key for key in before if after[key].shape != before[key].shape]
+    assert new and all("predictor" in key for key in new)
+    for key in before.keys() - new:
+        assert torch.equal(after[key], before[key]), key
+    for key in new:
+        assert after[key].std() < 0.02, key
+    save_model(model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded.class_names == ("x", "y")
+    assert str(loaded) == str(model)
+    # The network runs with them.
+    batch = model.preprocess([torch.rand(3, 64, 64)])
+    results = model.postprocess(model(batch.pixels, batch.sizes), batch)
+    assert set(results[0].names) <= {"x", "y"}
+    with pytest.raises(ValueError, match="class_names has 1 names for 2 classes"):
+        model.reset_classes(2, class_names=("x",))
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        model.reset_classes(0)
+
+
+def test_new_classes_are_things_unless_told():
+    model = small_model(small_backbone("swin"), num_classes=133)
+    assert len(model.thing_classes) == 80
+    model.reset_classes(4)
+    assert (model.class_names, model.thing_classes) == (None, (0, 1, 2, 3))
+    model.reset_classes(3, thing_classes=[1])
+    assert model.thing_classes == (1,)
+    with pytest.raises(ValueError, match="thing_classes must be from 0 to 1"):
+        model.reset_classes(2, thing_classes=[2])
+
+
+def test_conventions_tell_where_the_background_is():
+    state_dict = models.mask_rcnn_resnet18_fpn(num_classes=4).state_dict()
+    model = load_model(state_dict, conventions="mmdetection")
+    model.reset_classes(1)
+    model.reset_classes(2)
+    predictor = model.roi_heads.box_predictor
+    assert predictor.cls_score.weight.shape[0] == predictor.cls_score.out_features == 3
+    assert predictor.bbox_pred.weight.shape[0] == 8
+    assert model.roi_heads.mask_predictor.mask_fcn_logits.weight.shape[0] == 2
