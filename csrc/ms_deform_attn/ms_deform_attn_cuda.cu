@@ -237,7 +237,7 @@ struct Cells {
 };
 
 template <class T, int kVector>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     forward_kernel(const __grid_constant__ MsDeformAttnParams p, const Tiles tiles) {
   using Acc = accumulate_t<T>;
   __shared__ Level levels[kMaxAttentionLevels];
