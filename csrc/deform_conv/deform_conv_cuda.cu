@@ -209,9 +209,12 @@ struct ProductOfColumns {
   int64_t first;  // pixel of the batch
   int first_output;
   int row, column;    // of a step's columns, the thread's
-  int64_t own_pixel;  // of the batch; threads beyond the last make its columns, which nobody stores
-  int group = 0, tap = 0;          // of the sample of the next step
-  int channel = 0, remaining = 0;  // its next channel, and how many it has yet
+  OutputPixel pixel;  // threads beyond the last make its columns, which nobody stores
+  // Of the sample of the next step.
+  int group = 0, tap = 0;
+  int channel = 0, remaining = 0;  // the next of its channels, and how many it has yet
+  Offset<float> offset;
+  float mask;
   ColumnMaker<T, kExact> maker;
   T *left, *right;  // [2][kTilePixels][kRow], [2][kTileOutputs][kRow]
 
@@ -221,26 +224,33 @@ struct ProductOfColumns {
     first_output = blockIdx.y * kTileOutputs;
     row = thread_rank() / 2;
     column = thread_rank() % 2 * 2 * kVector<T>;
-    own_pixel = min(first + row, q.output.size[0] * pixels - 1);
-    maker.image = q.sampling.input.at<const T>(own_pixel / pixels, column);
+    pixel = batch_pixel(q.sampling, min(first + row, q.output.size[0] * pixels - 1));
+    maker.image = q.sampling.input.at<const T>(pixel.image, column);
     left = dynamic_shared<T>();
     right = left + 2 * kTilePixels * kRow<T>;
+  }
+
+  // Reads where the next sample is, a step before it is needed.
+  __device__ void read() {
+    offset = read_offset<float>(q.sampling, group, tap, pixel);
+    mask = read_mask<float>(q.sampling, group, tap, pixel);
   }
 
   __device__ void start(int step) {
     const DeformConvParams& p = q.sampling;
     if (remaining == 0) {
-      const OutputPixel pixel = batch_pixel(p, own_pixel);
-      maker.move(p, read_sample<float>(p, group, tap, pixel),
-                 read_mask<float>(p, group, tap, pixel));
+      maker.move(p, moved_sample(p, tap, pixel, offset), mask);
       remaining = static_cast<int>(p.input.size[1]) / static_cast<int>(p.offset_groups);
     }
     maker.load(p, channel);
     channel += kStep<T>;
     remaining -= kStep<T>;
-    if (remaining == 0 && ++group == p.offset_groups) {
-      group = channel = 0;
-      ++tap;
+    if (remaining == 0) {
+      if (++group == p.offset_groups) {
+        group = channel = 0;
+        ++tap;
+      }
+      if (tap < p.kernel[0] * p.kernel[1]) read();
     }
     start_copies<T, kTileOutputs, kStep<T>>(right + step % 2 * kTileOutputs * kRow<T>, kRow<T>,
                                             q.weights.at<const T>(first_output, step * kStep<T>),
@@ -255,6 +265,7 @@ struct ProductOfColumns {
 
   __device__ void run() {
     Product product;
+    read();
     const int warp_pixel = warp_id() % 2 * kWarpPixels, warp_output = warp_id() / 2 * kWarpOutputs;
     pipeline(
         static_cast<int>(q.weights.size[1]) / kStep<T>, [&](int step) { start(step); },
