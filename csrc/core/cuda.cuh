@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -103,7 +104,11 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block,
 #else
   const void* function = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaSuccess;
+  // Until the launch no other thread may set a lower limit for the same kernel.
+  static std::mutex limits;
+  std::unique_lock<std::mutex> lock(limits, std::defer_lock);
   if (dynamic_shared_bytes > kSharedBytesWithoutOptIn) {
+    lock.lock();
     error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(dynamic_shared_bytes));
   }
