@@ -160,6 +160,7 @@ struct ColumnGradients {
   // Adds what the gradients of the warp's columns, from `channel` of input on, give: to grad_input,
   // and to the sums of gradients times cells.
   __device__ void use(const Product& product, int channel) {
+    using Words = Vec<uint32_t, kLaneChannels * sizeof(T) / sizeof(uint32_t)>;
     const DeformConvParams& p = q.sampling;
     const int g = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll
@@ -168,17 +169,28 @@ struct ColumnGradients {
       const unsigned inside = place.inside;
       const T* cell = p.input.as<const T>() + place.cell + channel + kLaneChannels * t;
       const int64_t grad_cell = place.grad_cell + channel + kLaneChannels * t;
+      Words cells[4][kColumns / 2];  // all on their way before the first is waited for
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const T* source = cell + k / 2 * p.input.stride[2] + k % 2 * p.input.stride[3];
+#pragma unroll
+        for (int j = 0; j < kColumns / 2; ++j) {
+          cells[k][j] = Words{};
+          if (inside >> k & 1) {
+            cells[k][j] = Words::load(reinterpret_cast<const uint32_t*>(source + 16 * j));
+          }
+        }
+      }
       float sums[4] = {};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         if (!(inside >> k & 1)) continue;
-        const T* values = cell + k / 2 * p.input.stride[2] + k % 2 * p.input.stride[3];
         const int64_t grads =
             grad_cell + k / 2 * p.grad_input.stride[2] + k % 2 * p.grad_input.stride[3];
         const float weight = place.weight[k];
 #pragma unroll
         for (int j = 0; j < kColumns; j += 2) {
-          const auto value = Vec<T, kLaneChannels>::load(values + 8 * j);
+          const auto value = bit_cast<Vec<T, kLaneChannels>>(cells[k][j / 2]);
           float parts[kLaneChannels];
 #pragma unroll
           for (int e = 0; e < kLaneChannels; ++e) {
