@@ -214,8 +214,7 @@ def test_new_classes_are_things_unless_told():
 
 
 def test_conventions_tell_where_the_background_is():
-    state_dict = models.mask_rcnn_resnet18_fpn(num_classes=4).state_dict()
-    model = load_model(state_dict, conventions="mmdetection")
+    model = models.mask_rcnn_resnet18_fpn(num_classes=4, conventions="mmdetection")
     model.reset_classes(1)
     model.reset_classes(2)
     predictor = model.roi_heads.box_predictor
