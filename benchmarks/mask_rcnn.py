@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness.agreement import Agreement
+from benchmarks.harness.agreement import Agreement, relative_norm
 from benchmarks.harness.case import Case, Run, Setting
-from benchmarks.harness.inputs import photos
+from benchmarks.harness.inputs import generator, object_masks, photos, proposals
 
 NUM_CLASSES = 81
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """ResNet-50-FPN on 800x1333 images: tensors to run lengths, and the network alone."""
+    """ResNet-50-FPN on 800x1333 images: tensors to run lengths, the network alone, and a step of
+    training.
+    """
     height, width = (96, 128) if setting.quick else (800, 1333)
     model = _model(setting, photos(1, height, width, setting.device))
     for batch in (1, 8) if setting.device.type == "cuda" and not setting.quick else (1,):
@@ -42,6 +45,37 @@ def cases(setting: Setting) -> Iterator[Case]:
                 # In half precision many of a random model's scores change places.
                 agreement=_same_instances(0.5 if setting.dtype.itemsize == 2 else 0.95),
             )
+    yield _training(setting, height, width)
+
+
+def _training(setting: Setting, height: int, width: int) -> Case:
+    """Losses and gradients of fine-tuning: frozen normalisation, three trained stages."""
+    num_images, instances = (2 if setting.device.type == "cuda" else 1), 10
+    single = replace(setting, dtype=torch.float32)  # half precision is autocast's
+    images = photos(num_images, height, width, setting.device)
+    model = _model(single, images, trainable_backbone_layers=3)
+    options = {"box_batch_size_per_image": 16} if setting.quick else {}
+    truth = []
+    for seed in range(num_images):
+        boxes = proposals(instances, height, width, generator(seed))
+        masks = object_masks(instances, height, width, generator(seed))  # in these boxes
+        labels = torch.randint(1, NUM_CLASSES, (instances,), generator=generator(seed))
+        truth.append([x.to(setting.device) for x in (boxes, labels, masks)])
+    with FlopCounterMode(display=False) as counter:
+        _fastseg_training(model, images, truth, options, setting)()
+    return Case(
+        name=f"R50-FPN {height}x{width}, batch {num_images}, training step, {instances} instances",
+        providers={
+            "fastseg": lambda: _fastseg_training(model, images, truth, options, setting),
+            "torchvision": lambda: _torchvision_training(model, images, truth, options, setting),
+        },
+        # Weights are read, gradients written.
+        bytes_moved=2 * sum(p.numel() * p.element_size() for p in model.parameters()),
+        flops=counter.get_total_flops(),
+        # Proposals of nearly equal scores change places, by which they are drawn.
+        agreement=relative_norm(0.3 if setting.dtype.itemsize == 2 else 0.02),
+        needs_grad=True,
+    )
 
 
 def _fastseg(model: nn.Module, images: list[Tensor]) -> Run:
@@ -101,13 +135,85 @@ def _torchvision_network(model: nn.Module, images: list[Tensor], setting: Settin
     return run
 
 
-def _model(setting: Setting, images: list[Tensor]) -> Any:
+def _fastseg_training(
+    model: Any,
+    images: list[Tensor],
+    truth: list[list[Tensor]],
+    options: dict[str, int],
+    setting: Setting,
+) -> Run:
+    from fastseg.losses import InstanceTargets, MaskRCNNLoss
+
+    batch, loss = model.preprocess(images), MaskRCNNLoss(**options)
+    targets = [InstanceTargets(*one) for one in truth]
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(0)
+        model.train().zero_grad()
+        with torch.autocast(setting.device.type, setting.dtype, setting.dtype.itemsize == 2):
+            predictions = model.predict_anchors(batch.pixels)
+            losses = loss(model, predictions, targets, batch.sizes)
+        losses.total.backward()
+        return _losses_and_gradients(losses.named(), model)
+
+    return run
+
+
+def _torchvision_training(
+    model: Any,
+    images: list[Tensor],
+    truth: list[list[Tensor]],
+    options: dict[str, int],
+    setting: Setting,
+) -> Run:
+    from torchvision.models.detection import MaskRCNN
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.models.detection.image_list import ImageList
+
+    # Of torchvision's own builder without weights all would be trained, the normalisation as well.
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    peer = MaskRCNN(backbone, NUM_CLASSES, **options)
+    peer.load_state_dict(model.state_dict())
+    peer.train().to(setting.device, memory_format=torch.channels_last)
+    batch = model.preprocess(images)
+    sizes = [tuple(size) for size in batch.sizes.tolist()]
+    targets = [
+        {"boxes": boxes, "labels": labels, "masks": masks.byte()} for boxes, labels, masks in truth
+    ]
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(0)
+        peer.zero_grad()
+        with torch.autocast(setting.device.type, setting.dtype, setting.dtype.itemsize == 2):
+            pyramid = peer.backbone(batch.pixels)
+            found, proposal_losses = peer.rpn(ImageList(batch.pixels, sizes), pyramid, targets)
+            _, region_losses = peer.roi_heads(pyramid, found, sizes, targets)
+        losses = {**region_losses, **proposal_losses}
+        sum(losses.values()).backward()
+        return _losses_and_gradients(losses, peer)
+
+    return run
+
+
+def _losses_and_gradients(losses: dict[str, Tensor], model: Any) -> list[Tensor]:
+    """Of a few layers, in which all losses come together or which one of them alone reaches."""
+    layers = (
+        model.backbone.fpn.inner_blocks[0][0],
+        model.rpn.head.cls_logits,
+        model.roi_heads.box_predictor.cls_score,
+        model.roi_heads.mask_predictor.conv5_mask,
+    )
+    values = [losses[name].detach() for name in sorted(losses)]
+    return [torch.stack(values), *(layer.weight.grad.clone() for layer in layers)]
+
+
+def _model(setting: Setting, images: list[Tensor], **options: Any) -> Any:
     """Ours with random weights that have opinions as trained ones do, in the setting's type."""
     from fastseg import models
 
     torch.manual_seed(0)
     min_size = min(images[0].shape[1:])
-    model = models.mask_rcnn_resnet50_fpn(num_classes=NUM_CLASSES, min_size=min_size)
+    model = models.mask_rcnn_resnet50_fpn(num_classes=NUM_CLASSES, min_size=min_size, **options)
     for name, module in model.named_modules():
         if name.endswith("bn3"):  # deep sums of branches at full variance lose all digits
             nn.init.constant_(module.weight, 0.2)
