@@ -20,6 +20,9 @@ from fastseg.checkpoints.pickles import TORCH_FILE_OBJECTS, read_pickle
 
 # Training scripts put the state dict under one of these, beside optimiser state and arguments.
 WRAPPERS = ("model", "state_dict")
+# What torch.compile puts into keys, and torch's AveragedModel beside them.
+COMPILED = "_orig_mod."
+AVERAGED = "n_averaged"
 # A file of torch.save: a zip archive, or before torch 1.6 pickles of which the first is a number.
 TORCH_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 # What repositories of models hold in a file's place until it is fetched.
@@ -96,7 +99,9 @@ def read_torch(path: Path) -> Any:
 
 
 def tensors_of(content: Any, source: str) -> dict[str, Tensor]:
-    """The state dict in a checkpoint's content: unwrapped, float32, on the CPU, no "module.".
+    """The state dict in a checkpoint's content: float32, on the CPU.
+
+    What DistributedDataParallel, torch.compile and AveragedModel add to the keys is taken away.
 
     Args:
         content: a state dict, or a dict that holds one under "model" or "state_dict".
@@ -115,13 +120,15 @@ def tensors_of(content: Any, source: str) -> dict[str, Tensor]:
             raise ValueError(
                 f"{source} holds no state dict: its entry {key!r} is {type(value).__name__}"
             )
-    # DistributedDataParallel puts "module." before every key.
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    tensors = {key.replace(COMPILED, ""): value for key, value in content.items()}
+    tensors.pop(AVERAGED, None)
+    # DistributedDataParallel puts it before every key.
+    prefix = "module." if all(key.startswith("module.") for key in tensors) else ""
     return {
         key.removeprefix(prefix): value.detach().to(
             "cpu", torch.float32 if value.is_floating_point() else value.dtype
         )
-        for key, value in content.items()
+        for key, value in tensors.items()
     }
 
 

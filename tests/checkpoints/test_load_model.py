@@ -296,9 +296,14 @@ def test_names_of_old_torchvision(state_dict):
         assert torch.equal(loaded[key], tensor), key
 
 
-def test_names_of_a_distributed_model(state_dict):
-    wrapped = {f"module.{key}": tensor for key, tensor in state_dict.items()}
-    assert load_small(wrapped).state_dict().keys() == state_dict.keys()
+def test_names_of_wrapped_models(state_dict):
+    model = small_model()
+    averaged = torch.optim.swa_utils.AveragedModel(model).state_dict()
+    compiled = torch.compile(nn.DataParallel(torch.compile(model))).state_dict()
+    model.roi_heads.mask_head = torch.compile(model.roi_heads.mask_head)
+    for wrapped in (averaged, compiled, nn.DataParallel(model).state_dict()):
+        assert wrapped.keys() != state_dict.keys()
+        assert load_small(wrapped).state_dict().keys() == state_dict.keys()
 
 
 def published_v1() -> dict[str, Tensor]:
