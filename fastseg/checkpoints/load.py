@@ -133,7 +133,8 @@ def load_model(
             head and scale; of MaskFormer no tensor shows it, and the default is 8.
 
     Returns:
-        The model in evaluation mode, float32, on the CPU.
+        The model in evaluation mode, float32, on the CPU. Where it is trained on, Swin has the
+        stochastic depth of the originals, 0.3.
 
     Raises:
         TypeError: a hyper-parameter is unknown.

@@ -51,6 +51,8 @@ SMALL_SWIN = 96  # channels of its first stage
 # Sampling points per head and scale, which the peers' zoos have in common.
 NUM_POINTS = 4
 NUM_HEADS = 8
+# Stochastic depth of Swin where training goes on, as in the builders and the originals.
+DROP_PATH = 0.3
 # The loss's class weights and counters of batch normalisation, which does not train here.
 UNUSED = re.compile(r"criterion\.empty_weight$|.*\.num_batches_tracked$")
 
@@ -286,5 +288,6 @@ def backbone(keys: Keys, *, stride_in_1x1: bool) -> ResNet | SwinTransformer:
             key.removeprefix(beginning): tensor
             for key, tensor in keys.state_dict.items()
             if key.startswith(beginning)
-        }
+        },
+        drop_path=DROP_PATH,
     )

@@ -121,6 +121,15 @@ def test_threshold_of_maskformer(peer):
     assert small_model(small_backbone("resnet")).object_mask_threshold == 0.8
 
 
+def test_training_goes_on_with_stochastic_depth():
+    loaded = load_model(small_model(small_backbone("swin")).state_dict())
+    with torch.device("meta"):
+        built = models.mask2former_swin_t()
+    for model in (loaded, built):
+        last_block = model.backbone.layers[3].blocks[-1]
+        assert last_block.drop_path.rate == 0.3
+
+
 def test_every_hyper_parameter_arrives():
     loaded = load_model(
         small_model(small_backbone("resnet")).state_dict(),
