@@ -1,4 +1,4 @@
-"""Whole Mask R-CNN against torchvision's with the same random weights."""
+"""Whole Mask R-CNN against torchvision's and mmdetection's with the same random weights."""
 
 from __future__ import annotations
 
@@ -14,38 +14,57 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness.agreement import Agreement, relative_norm
 from benchmarks.harness.case import Case, Run, Setting
 from benchmarks.harness.inputs import generator, object_masks, photos, proposals
+from benchmarks.harness.peer_models import fill, mmdetection_model
 
 NUM_CLASSES = 81
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    "torchvision": {},
+    "mmdetection": {"conventions": "mmdetection", "norm_layer": nn.BatchNorm2d},
+}
 
 
 def cases(setting: Setting) -> Iterator[Case]:
     """ResNet-50-FPN on 800x1333 images: tensors to run lengths, the network alone, and a step of
     training.
+
+    With each peer ours follows its conventions, and has its background first or last.
     """
     height, width = (96, 128) if setting.quick else (800, 1333)
-    model = _model(setting, photos(1, height, width, setting.device))
-    for batch in (1, 8) if setting.device.type == "cuda" and not setting.quick else (1,):
-        images = photos(batch, height, width, setting.device)
-        with torch.inference_mode():
-            inputs = model.preprocess(images)
-            with FlopCounterMode(display=False) as counter:
-                model(inputs.pixels, inputs.sizes)
-        for name, ours, peer in (
-            ("image to run lengths", _fastseg, _torchvision),
-            ("pixels to detections", _fastseg_network, _torchvision_network),
-        ):
-            yield Case(
-                name=f"R50-FPN {height}x{width}, batch {batch}, {name}",
-                providers={
-                    "fastseg": lambda ours=ours, images=images: ours(model, images),
-                    "torchvision": lambda peer=peer, images=images: peer(model, images, setting),
-                },
-                bytes_moved=sum(p.numel() * p.element_size() for p in model.parameters()),
-                flops=counter.get_total_flops(),
-                # In half precision many of a random model's scores change places.
-                agreement=_same_instances(0.5 if setting.dtype.itemsize == 2 else 0.95),
-            )
+    for library in CONVENTIONS:
+        options = CONVENTIONS[library]
+        model = _model(setting, photos(1, height, width, setting.device), **options)
+        for batch in (1, 8) if setting.device.type == "cuda" and not setting.quick else (1,):
+            images = photos(batch, height, width, setting.device)
+            yield from _cases(model, images, library, setting)
     yield _training(setting, height, width)
+
+
+def _cases(model: Any, images: list[Tensor], library: str, setting: Setting) -> Iterator[Case]:
+    height, width = images[0].shape[1:]
+    with torch.inference_mode():
+        inputs = model.preprocess(images)
+        with FlopCounterMode(display=False) as counter:
+            model(inputs.pixels, inputs.sizes)
+    peers = {
+        "torchvision": (_torchvision, _torchvision_network),
+        "mmdetection": (_mmdetection, _mmdetection_network),
+    }
+    for name, ours, peer in (
+        ("image to run lengths", _fastseg, peers[library][0]),
+        ("pixels to detections", _fastseg_network, peers[library][1]),
+    ):
+        title = f"R50-FPN {height}x{width}, batch {len(images)}, {name}"
+        yield Case(
+            name=title if library == "torchvision" else f"{title}, as {library}",
+            providers={
+                "fastseg": lambda ours=ours: ours(model, images),
+                library: lambda peer=peer: peer(model, images, setting),
+            },
+            bytes_moved=sum(p.numel() * p.element_size() for p in model.parameters()),
+            flops=counter.get_total_flops(),
+            # In half precision many of a random model's scores change places.
+            agreement=_same_instances(0.5 if setting.dtype.itemsize == 2 else 0.95),
+        )
 
 
 def _training(setting: Setting, height: int, width: int) -> Case:
@@ -133,6 +152,74 @@ def _torchvision_network(model: nn.Module, images: list[Tensor], setting: Settin
         return [(one["labels"], one["boxes"], one["masks"]) for one in found]
 
     return run
+
+
+def _mmdetection(model: Any, images: list[Tensor], setting: Setting) -> Run:
+    peer = _mmdetection_peer(model, setting)
+
+    def run() -> list[tuple[Tensor, Tensor, list[dict[str, Any]]]]:
+        from pycocotools import mask
+
+        batch = model.preprocess(images)
+        with torch.autocast(setting.device.type, setting.dtype, setting.dtype.itemsize == 2):
+            results = peer.predict(batch.pixels, _samples(batch))
+        found = [one.pred_instances for one in results]
+        return [
+            (
+                one.labels.cpu(),
+                one.bboxes.cpu(),
+                [mask.encode(np.asfortranarray(pixels)) for pixels in one.masks.cpu().numpy()],
+            )
+            for one in found
+        ]
+
+    return run
+
+
+def _mmdetection_network(model: Any, images: list[Tensor], setting: Setting) -> Run:
+    peer = _mmdetection_peer(model, setting)
+    batch = model.preprocess(images)
+
+    def run() -> list[tuple[Tensor, Tensor, Tensor]]:
+        with torch.autocast(setting.device.type, setting.dtype, setting.dtype.itemsize == 2):
+            pyramid = peer.extract_feat(batch.pixels)
+            samples = _samples(batch)
+            infos = [sample.metainfo for sample in samples]
+            proposals = peer.rpn_head.predict(pyramid, samples, rescale=False)
+            heads = peer.roi_head
+            found = heads.predict_bbox(pyramid, infos, proposals, heads.test_cfg)
+            rois = torch.cat(
+                [nn.functional.pad(one.bboxes, (1, 0), value=i) for i, one in enumerate(found)]
+            )
+            logits = heads._mask_forward(pyramid, rois)["mask_preds"]
+            labels = torch.cat([one.labels for one in found])
+            masks = logits[torch.arange(len(labels)), labels].sigmoid()
+        counts = [len(one.labels) for one in found]
+        return [
+            (one.labels, one.bboxes, pixels)
+            for one, pixels in zip(found, masks.split(counts), strict=True)
+        ]
+
+    return run
+
+
+def _samples(batch: Any) -> list[Any]:
+    """What mmdetection is told of each image."""
+    from mmdet.structures import DetDataSample
+
+    shape = tuple(batch.pixels.shape[2:])
+    return [
+        DetDataSample(
+            metainfo={
+                "img_shape": tuple(size),
+                "ori_shape": original,
+                "batch_input_shape": shape,
+                "pad_shape": shape,
+                "scale_factor": (size[1] / original[1], size[0] / original[0]),
+            }
+        )
+        for size, original in zip(batch.sizes.tolist(), batch.original_sizes, strict=True)
+    ]
 
 
 def _fastseg_training(
@@ -257,6 +344,14 @@ def _peer(model: nn.Module, setting: Setting) -> nn.Module:
         min_size=model.transform.min_size,
     )
     peer.load_state_dict(model.state_dict())
+    return peer.eval().to(setting.device, memory_format=torch.channels_last)
+
+
+def _mmdetection_peer(model: nn.Module, setting: Setting) -> nn.Module:
+    from fastseg.checkpoints.mmdetection_mask_rcnn import with_our_names
+
+    peer = mmdetection_model("mask_rcnn/mask-rcnn_r50_fpn_1x_coco")
+    fill(peer, model, with_our_names)
     return peer.eval().to(setting.device, memory_format=torch.channels_last)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def mmdetection_model(config: str) -> nn.Module:
-    """A model of mmdetection's zoo, which needs none of mmcv's compiled operators here.
+    """A model of mmdetection's zoo; torchvision's RoIAlign and NMS stand for mmcv's compiled ones.
 
     Args:
         config: its file below mmdetection's configs, as in "solov2/solov2_r50_fpn_1x_coco".
@@ -23,6 +23,8 @@ def mmdetection_model(config: str) -> nn.Module:
     if "mmcv._ext" not in sys.modules:
         extension = _NoOperators("mmcv._ext")
         extension.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
+        extension.nms = _nms
+        extension.roi_align_forward = _roi_align
         sys.modules["mmcv._ext"] = extension
     mmdet = importlib.import_module("mmdet")
     importlib.import_module("mmdet.models")
@@ -38,12 +40,28 @@ def mmdetection_model(config: str) -> nn.Module:
 
 
 class _NoOperators(types.ModuleType):
-    """Stands for mmcv's compiled module, whose functions are looked up but not called."""
+    """Stands for mmcv's compiled module, whose other functions are looked up but not called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return None
+
+
+def _nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> Tensor:
+    from torchvision.ops import nms
+
+    return nms(boxes, scores, iou_threshold)
+
+
+def _roi_align(
+    maps: Tensor, rois: Tensor, output: Tensor, _y: Tensor, _x: Tensor, **options: Any
+) -> None:
+    from torchvision.ops import roi_align
+
+    size = (options["aligned_height"], options["aligned_width"])
+    arguments = (options["spatial_scale"], options["sampling_ratio"], options["aligned"])
+    output.copy_(roi_align(maps, rois, size, *arguments))
 
 
 def fill(
