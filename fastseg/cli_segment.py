@@ -80,16 +80,19 @@ def add_command(commands: Any) -> None:
 
 
 def _score(text: str) -> float:
-    score = float(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = float("nan")
     if not 0 <= score <= 1:
         raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
     return score
 
 
 def _batch_size(text: str) -> int:
-    size = int(text)
+    size = int(text) if text.isdecimal() else 0
     if size < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
     return size
 
 
