@@ -169,9 +169,10 @@ class MaskResizer {
 
   float sum_inside(const float* values) const {
     float inside[kStripColumns];
+    // Two loops: in one, compilers would skip the sigmoid by a branch and not vectorise.
+    for (int64_t i = 0; i < kStripColumns; ++i) inside[i] = sigmoid(values[i]);
     for (int64_t i = 0; i < kStripColumns; ++i) {
-      const float probability = sigmoid(values[i]);
-      inside[i] = values[i] > plan_.threshold ? probability : 0.0f;
+      inside[i] = values[i] > plan_.threshold ? inside[i] : 0.0f;
     }
     Lanes<float> sum = {};
     for (int64_t i = 0; i < kStripColumns; i += kLanes<float>) sum += load_lanes<float>(inside + i);
