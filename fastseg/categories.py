@@ -44,7 +44,7 @@ def by_names(names: Sequence[str] | None) -> Categories | None:
 def checked_names(
     names: Sequence[str] | None, num_classes: int, counted: str = ""
 ) -> tuple[str, ...] | None:
-    """Names of a model's classes; a ValueError if there are more or fewer.
+    """Names of a model's classes; a ValueError if there are more or fewer or it is one text.
 
     Args:
         names: one for each class, or None.
@@ -53,6 +53,8 @@ def checked_names(
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if isinstance(names, str):
+        raise ValueError(f"class_names must be a name for each class, got {names!r}")
     if names is not None and len(names) != num_classes:
         raise ValueError(f"class_names has {len(names)} names for {num_classes} classes{counted}")
     return None if names is None else tuple(names)

@@ -74,6 +74,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         config = json.loads(metadata.get("config", "{}"))
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"the config entry of {path} is {type(config).__name__}, not a dictionary")
     return tensors_of(state_dict, str(path)), config
 
 

@@ -26,7 +26,7 @@ from fastseg.checkpoints import (
     torchvision_mask_rcnn,
 )
 from fastseg.checkpoints.coco_classes import COCO_CATEGORY_NAMES
-from fastseg.checkpoints.files import config_of, tensors_of
+from fastseg.checkpoints.files import config_of, names_in, tensors_of
 from fastseg.checkpoints.fill import fill
 from fastseg.checkpoints.folders import read_checkpoint
 from fastseg.checkpoints.formats import (
@@ -385,6 +385,8 @@ def from_config(config: Mapping[str, Any], source: str, reader: Reader) -> dict[
     options = {key: value for key, value in config.items() if key not in ignored}
     if "classes" in options:
         options["class_names"] = options.pop("classes")
+        if options["class_names"] is not None and names_in(config, "classes") is None:
+            raise ValueError(f"{source} says that its classes are {config['classes']!r}, not names")
     unknown = sorted(set(options) - reader.hyper_parameters)
     if unknown:
         raise ValueError(f"the config entry of {source} has unknown names: {', '.join(unknown)}")

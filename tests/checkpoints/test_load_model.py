@@ -159,6 +159,23 @@ def test_config_with_unknown_names_is_refused(tmp_path, state_dict):
         load_small(path)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([1], "is list, not a dictionary"),
+        ({"classes": 5}, "says that its classes are 5, not names"),
+        ({"classes": "abc"}, "says that its classes are 'abc', not names"),
+    ],
+)
+def test_config_of_another_kind_is_refused(tmp_path, state_dict, config, message):
+    path = tmp_path / "model.safetensors"
+    save_file(state_dict, path, metadata={"config": json.dumps(config)})
+    with pytest.raises(ValueError, match=message):
+        load_small(path)
+    with pytest.raises(ValueError, match="class_names must be a name for each class, got 'abc'"):
+        load_small(state_dict, class_names="abc")
+
+
 def test_config_of_another_model_is_refused(tmp_path, state_dict):
     path = tmp_path / "model.safetensors"
     save_file(state_dict, path, metadata={"config": json.dumps({"arch": "solov2"})})
