@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastseg.layers.linear import batched_product
 from fastseg.layers.mask_classification import MaskPredictions
 from fastseg.losses.instance_targets import InstanceTargets, check_targets
 
@@ -95,9 +96,10 @@ def pair_costs(
         [Q, N].
     """
     class_weight, mask_weight, dice_weight = weights
-    masks = (losses.sum(1, keepdim=True) - savings @ truth.mT) / losses.shape[1]  # [Q, N]
+    saved, overlaps = (batched_product(x[None], truth.mT[None])[0] for x in (savings, shares))
+    masks = (losses.sum(1, keepdim=True) - saved) / losses.shape[1]  # [Q, N]
     areas = shares.sum(1, keepdim=True) + truth.sum(1)
-    dice = 1 - (2 * (shares @ truth.mT) + 1) / (areas + 1)
+    dice = 1 - (2 * overlaps + 1) / (areas + 1)
     classes = -probabilities[:, labels.clamp(0, probabilities.shape[1] - 2)]
     return mask_weight * masks + class_weight * classes + dice_weight * dice
 
