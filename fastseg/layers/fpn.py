@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,9 +60,20 @@ class FeaturePyramidNetwork(nn.Module):
         """
         laterals = [block(stage) for block, stage in zip(self.inner_blocks, stages, strict=True)]
         for fine, coarse in zip(laterals[-2::-1], laterals[:0:-1], strict=True):
-            fine += F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+            add_resized(fine, coarse)
         pyramid = [block(level) for block, level in zip(self.layer_blocks, laterals, strict=True)]
-        return [*pyramid, pyramid[-1][:, :, ::2, ::2]]
+        # A view of every second position would be of no memory format.
+        return [*pyramid, F.max_pool2d(pyramid[-1], kernel_size=1, stride=2)]
+
+
+def add_resized(fine: Tensor, coarse: Tensor) -> None:
+    """Adds a map to a finer one, each of whose pixels gets the nearest one's value."""
+    height, width = coarse.shape[-2:]
+    if torch.is_grad_enabled() or fine.shape[-2:] != (2 * height, 2 * width):
+        fine += F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+        return
+    # Without the resized map, whose memory costs more time than the sums.
+    fine.unflatten(3, (width, 2)).unflatten(2, (height, 2)).add_(coarse[:, :, :, None, :, None])
 
 
 class BackboneWithFPN(nn.Module):

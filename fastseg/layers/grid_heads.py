@@ -74,12 +74,14 @@ def initialise_prior(predictor: nn.Conv2d) -> None:
 
 
 def coordinates(x: Tensor) -> Tensor:
-    """x, then y, each from -1 to 1 over a map [B, C, H, W]: [B, 2, H, W]."""
+    """x, then y, each from -1 to 1 over a map [B, C, H, W]: [B, 2, H, W], channels-last."""
     batch, _, height, width = x.shape
     xs = torch.linspace(-1, 1, width, device=x.device).to(x.dtype)
     ys = torch.linspace(-1, 1, height, device=x.device).to(x.dtype)
     maps = (xs.expand(height, width), ys[:, None].expand(height, width))
-    return torch.stack(maps).expand(batch, 2, height, width)
+    # What they are appended to is channels-last, and the result is so only if both are.
+    stacked = torch.stack(maps).expand(batch, 2, height, width)
+    return stacked.contiguous(memory_format=torch.channels_last)
 
 
 def with_coordinates(x: Tensor) -> Tensor:

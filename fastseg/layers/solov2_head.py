@@ -157,7 +157,7 @@ class MaskFeatureHead(nn.Module):
         for convs, x in zip(self.levels[1:], [*fine[1:], with_coordinates(coarsest)], strict=True):
             for conv in cast(nn.Sequential, convs):
                 x = F.interpolate(conv(x), scale_factor=2, mode="bilinear")
-            total = total + x
+            total = x.add_(total)  # resizing keeps no result for its gradient
         return self.predictor(total)
 
 

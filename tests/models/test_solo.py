@@ -286,6 +286,31 @@ def test_command_line(weights, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "noise.png").exists()
 
 
+@pytest.mark.parametrize("convert", [False, True])
+def test_maps_are_channels_last(convert):
+    """Whether or not the weights are: other maps would be copied for every convolution."""
+    model = small_model("solov2")
+    if convert:
+        model.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        predictions = model.predict_grids(torch.rand(1, 3, 160, 96))
+    for maps in (predictions.mask_features, *predictions.kernels, *predictions.class_logits):
+        assert maps.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pyramid_is_the_same_with_and_without_gradients():
+    """Without, maps are added up in place."""
+    pyramid = small_model("solov2").backbone.fpn
+    channels = [block[0].in_channels for block in pyramid.inner_blocks]
+    for sizes in ([(16, 24), (8, 12), (4, 6), (2, 3)], [(17, 23), (9, 12), (5, 6), (1, 1)]):
+        stages = [torch.rand(2, c, *size) for c, size in zip(channels, sizes, strict=True)]
+        expected = pyramid(stages)
+        with torch.no_grad():
+            actual = pyramid(stages)
+        assert len(actual) == 5 and torch.equal(actual[4], expected[3][:, :, ::2, ::2])
+        assert all(map(torch.equal, actual, expected))
+
+
 def test_points_nms_keeps_the_best_of_four():
     scores = torch.rand(1, 2, 6, 6)
     kept = points_nms(scores)
