@@ -150,16 +150,25 @@ def _model(builder: str, setting: Setting, images: list[Tensor]) -> Any:
 
 @torch.inference_mode()
 def _spread_outputs(model: Any, images: list[Tensor]) -> None:
-    """Gives the predictors' outputs on these images deviations and means."""
-    predictions = model.predict_grids(model.preprocess(images).pixels)
+    """Gives the predictors' outputs on these images deviations and means.
+
+    Masks have a twentieth of the pixels inside on average, so that up to 100 instances remain.
+    """
+    pixels = model.preprocess(images).pixels
+    predictions = model.predict_grids(pixels)
     for predictor, levels, deviation, mean in (
         (model.head.class_predictor, predictions.class_logits, 2.0, -8.0),
-        (model.head.kernel_predictor, predictions.kernels, 0.25, -0.05),
+        (model.head.kernel_predictor, predictions.kernels, 0.25, 0.0),
     ):
         values = torch.cat([level.flatten() for level in levels])
         factor = deviation / values.std()
         predictor.weight.mul_(factor)
         predictor.bias.sub_(values.mean()).mul_(factor).add_(mean)
+    predictions = model.predict_grids(pixels)
+    kernels = torch.cat([level.flatten(2) for level in predictions.kernels], 2)[0, :, ::37]
+    features = predictions.mask_features.flatten(2)[0, :, ::41]
+    highest = (kernels.T @ features).flatten().quantile(0.95)
+    model.head.kernel_predictor.bias.sub_(highest / features.sum(0).mean())
 
 
 def _same_instances(share: float) -> Agreement:
