@@ -54,10 +54,37 @@ FASTSEG_HD Lanes<double> load_lanes<double, double>(const double* source) {
   return lanes;
 }
 
+// Some lanes of float32 at once, by the instruction set's masks: through memory, element by
+// element, they take ten times as long.
+#if defined(__AVX512F__)
+FASTSEG_HD Lanes<float> load_first(const float* source, int count) {
+  return _mm512_maskz_loadu_ps((1u << count) - 1, source);
+}
+FASTSEG_HD void store_first(float* target, const Lanes<float>& lanes, int count) {
+  _mm512_mask_storeu_ps(target, (1u << count) - 1, lanes);
+}
+#elif defined(__AVX2__)
+FASTSEG_HD __m256i first_lanes(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FASTSEG_HD Lanes<float> load_first(const float* source, int count) {
+  return _mm256_maskload_ps(source, first_lanes(count));
+}
+FASTSEG_HD void store_first(float* target, const Lanes<float>& lanes, int count) {
+  _mm256_maskstore_ps(target, first_lanes(count), lanes);
+}
+#endif
+
+template <class T>
+constexpr bool kHasMasks = std::is_same_v<T, float> && kLaneBytes > 16;
+
 // The first `count` (1 to kLanes) elements, `stride` apart; the other lanes are 0.
 template <class Acc, class T>
 FASTSEG_HD Lanes<Acc> load_lanes(const T* source, int count, int64_t stride) {
   if (count == kLanes<Acc> && stride == 1) return load_lanes<Acc>(source);
+  if constexpr (kHasMasks<T>) {
+    if (stride == 1) return load_first(source, count);
+  }
   Acc values[kLanes<Acc>] = {};
   for (int i = 0; i < count; ++i) values[i] = static_cast<Acc>(source[i * stride]);
   return load_lanes<Acc>(static_cast<const Acc*>(values));
@@ -83,6 +110,14 @@ FASTSEG_HD void store_lanes(T* target, const Lanes<Acc>& lanes) {
   Acc values[kLanes<Acc>];
   memcpy(values, &lanes, sizeof(lanes));
   for (int i = 0; i < kLanes<Acc>; ++i) target[i] = static_cast<T>(values[i]);
+}
+
+// The first `count` (1 to kLanes) lanes alone.
+template <class T, class Acc>
+FASTSEG_HD void store_lanes(T* target, const Lanes<Acc>& lanes, int count) {
+  if (count == kLanes<Acc>) return store_lanes<T, Acc>(target, lanes);
+  if constexpr (kHasMasks<T>) return store_first(target, lanes, count);
+  for (int i = 0; i < count; ++i) target[i] = static_cast<T>(lanes[i]);
 }
 
 // a * b + c in every lane, fused where the target fuses.

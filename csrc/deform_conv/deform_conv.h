@@ -11,10 +11,11 @@
 
 namespace fastseg {
 
-// One tile: `columns.size[1]` output pixels of an image, from pixel `first` on in row-major order.
+// One tile: `columns.size[1]` output pixels of the batch, from pixel `first` on, image by image in
+// row-major order.
 // Acc is float32, or float64 when the input is.
 struct DeformConvParams {
-  View<4> input;    // [B, C, H, W], stride 1 along C; with columns B is 1
+  View<4> input;    // [B, C, H, W], stride 1 along C
   View<4> offset;   // [B, offset_groups * taps * 2, OH, OW] Acc: (y, x) in input pixels per tap
   View<4> mask;     // [B, offset_groups * taps, OH, OW] Acc; data null: all ones
   View<3> columns;  // [groups, pixels, taps * C / groups], dense; Acc, on CUDA the input's type

@@ -50,7 +50,6 @@ DeformConvParams make_params(const Array& input, const Array& offset, const py::
   DeformConvParams p = sampling_params(input, offset, mask, geometry, offset_groups);
   const int64_t taps = p.kernel[0] * p.kernel[1];
   const int64_t channels = p.input.size[1];
-  FASTSEG_CHECK(p.input.size[0] == 1, "input must be one image, got ", p.input.size[0]);
   p.columns = columns.expect_device(input).view<3>();
   p.groups = p.columns.size[0];
   FASTSEG_CHECK(p.groups > 0 && channels % p.groups == 0, "columns must have groups that divide ",
@@ -58,7 +57,7 @@ DeformConvParams make_params(const Array& input, const Array& offset, const py::
   columns.expect_shape({-1, -1, taps * channels / p.groups});
   FASTSEG_CHECK(p.columns.stride[2] == 1 && p.columns.stride[1] == p.columns.size[2],
                 "columns must be dense");
-  const int64_t pixels = p.offset.size[2] * p.offset.size[3];
+  const int64_t pixels = p.input.size[0] * p.offset.size[2] * p.offset.size[3];
   FASTSEG_CHECK(first >= 0 && first + p.columns.size[1] <= pixels, "pixels ", first, " to ",
                 first + p.columns.size[1], " exceed the ", pixels, " of the output");
   p.first = first;

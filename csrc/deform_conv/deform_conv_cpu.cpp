@@ -26,20 +26,15 @@ FASTSEG_HD void for_each_register(int64_t count, const F& f) {
   if (c < count) f(c, static_cast<int>(count - c));
 }
 
-template <class Acc>
-FASTSEG_HD void store_some(Acc* target, const Lanes<Acc>& lanes, int count) {
-  if (count == kLanes<Acc>) return store_lanes<Acc, Acc>(target, lanes);
-  for (int i = 0; i < count; ++i) target[i] = lanes[i];
-}
-
 // The four cells of a sample at channel 0, and their weights.
 template <class T, class Acc>
 struct Cells {
   const T* data[4];
   Acc weight[4];
 
-  Cells(const DeformConvParams& p, const Sample<Acc>& sample, Acc mask, const T* zeros) {
-    const T* image = p.input.as<const T>();
+  Cells(const DeformConvParams& p, int64_t image_index, const Sample<Acc>& sample, Acc mask,
+        const T* zeros) {
+    const T* image = p.input.at<const T>(image_index);
     for (int k = 0; k < 4; ++k) {
       data[k] = sample.inside(k, p.input) ? image + sample.cell(k, p.input) : zeros;
       weight[k] = sample.weight(k) * mask;
@@ -54,7 +49,7 @@ void for_each_sample(const DeformConvParams& p, const F& f) {
   const int64_t bytes = taps * p.input.size[1] * sizeof(Acc);
   parallel_for(p.columns.size[1], kBytesPerTask / bytes, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const OutputPixel pixel = output_pixel(p, 0, p.first + i);
+      const OutputPixel pixel = output_pixel(p, p.first + i);
       for (int64_t group = 0; group < p.offset_groups; ++group) {
         for (int64_t tap = 0; tap < taps; ++tap) f(group, tap, pixel, i);
       }
@@ -77,7 +72,8 @@ void sample(const DeformConvParams& p) {
   const std::vector<T> zeros(p.input.size[1], T(0.0f));
   for_each_sample<Acc>(p, [&](int64_t group, int64_t tap, OutputPixel pixel, int64_t i) {
     const Sample<Acc> sample = read_sample<Acc>(p, group, tap, pixel);
-    const Cells<T, Acc> cells(p, sample, read_mask<Acc>(p, group, tap, pixel), zeros.data());
+    const Acc mask = read_mask<Acc>(p, group, tap, pixel);
+    const Cells<T, Acc> cells(p, pixel.image, sample, mask, zeros.data());
     const int64_t c0 = group * offset_channels;
     for_each_run(p, c0, c0 + offset_channels, [&](const ChannelRun& run) {
       Acc* column = p.columns.as<Acc>() + run.column + column_step(p, i, tap);
@@ -88,7 +84,7 @@ void sample(const DeformConvParams& p) {
           const T* cell = cells.data[k] + run.begin + c;
           sum = multiply_add(cells.weight[k], load_lanes<Acc>(cell, lanes, 1), sum);
         }
-        store_some<Acc>(column + c, sum, lanes);
+        store_lanes<Acc, Acc>(column + c, sum, lanes);
       });
     });
   });
@@ -99,9 +95,9 @@ template <class Acc>
 void scatter_channels(const DeformConvParams& p, int64_t begin, int64_t end) {
   const int64_t taps = p.kernel[0] * p.kernel[1];
   const int64_t offset_channels = p.input.size[1] / p.offset_groups;
-  Acc* image = p.grad_input.as<Acc>();
   for (int64_t i = 0; i < p.columns.size[1]; ++i) {
-    const OutputPixel pixel = output_pixel(p, 0, p.first + i);
+    const OutputPixel pixel = output_pixel(p, p.first + i);
+    Acc* image = p.grad_input.at<Acc>(pixel.image);
     for (int64_t c0 = begin; c0 < end;) {
       const int64_t group = c0 / offset_channels;
       const int64_t group_end = std::min(end, (group + 1) * offset_channels);
@@ -118,7 +114,7 @@ void scatter_channels(const DeformConvParams& p, int64_t begin, int64_t end) {
             for_each_register<Acc>(run.count, [&](int64_t c, auto lanes) {
               const Lanes<Acc> old = load_lanes<Acc>(cell + c, lanes, 1);
               const Lanes<Acc> value = load_lanes<Acc>(grad + c, lanes, 1);
-              store_some<Acc>(cell + c, multiply_add(weight, value, old), lanes);
+              store_lanes<Acc, Acc>(cell + c, multiply_add(weight, value, old), lanes);
             });
           }
         });
@@ -137,7 +133,7 @@ void position_grads(const DeformConvParams& p) {
   for_each_sample<Acc>(p, [&](int64_t group, int64_t tap, OutputPixel pixel, int64_t i) {
     const Sample<Acc> sample = read_sample<Acc>(p, group, tap, pixel);
     const Acc mask = read_mask<Acc>(p, group, tap, pixel);
-    const Cells<T, Acc> cells(p, sample, mask, zeros.data());
+    const Cells<T, Acc> cells(p, pixel.image, sample, mask, zeros.data());
     const int64_t c0 = group * offset_channels;
     Lanes<Acc> products[4] = {};
     for_each_run(p, c0, c0 + offset_channels, [&](const ChannelRun& run) {
@@ -151,7 +147,7 @@ void position_grads(const DeformConvParams& p) {
           products[k] = multiply_add(grad, cell, products[k]);
           sum = multiply_add(cells.weight[k], cell, sum);
         }
-        store_some<Acc>(column + c, sum, lanes);
+        store_lanes<Acc, Acc>(column + c, sum, lanes);
       });
     });
     Acc sums[4];
@@ -206,7 +202,7 @@ FASTSEG_HD void multiply_block(const DeformConvGroupsParams& p, int64_t row, int
     left += p.left.stride[1];
     right += p.right.stride[0];
   }
-  for_each_sum([&](auto& sum, Acc* at) { store_some<Acc>(at, sum, lanes); });
+  for_each_sum([&](auto& sum, Acc* at) { store_lanes<Acc, Acc>(at, sum, lanes); });
 }
 
 template <int kRows, class Acc, class Count>

@@ -37,7 +37,7 @@ __device__ OwnSample<Acc> own_sample(const DeformConvParams& p, int64_t index) {
   const int rest = static_cast<int>(index - own.item * (groups * taps));
   own.offset_group = rest / taps;
   own.tap = rest % taps;
-  own.pixel = output_pixel(p, 0, p.first + own.item);
+  own.pixel = output_pixel(p, p.first + own.item);
   own.sample = read_sample<Acc>(p, own.offset_group, own.tap, own.pixel);
   own.mask = read_mask<Acc>(p, own.offset_group, own.tap, own.pixel);
   return own;
@@ -49,13 +49,13 @@ struct Cells {
   using Acc = accumulate_t<T>;
   Acc value[4][kVec];
 
-  __device__ Cells(const DeformConvParams& p, const Sample<Acc>& sample, int c) {
-    const T* image = p.input.at<const T>(0, c);
+  __device__ Cells(const DeformConvParams& p, const OwnSample<Acc>& own, int c) {
+    const T* image = p.input.at<const T>(own.pixel.image, c);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       Vec<T, kVec> cell;
-      const bool inside = sample.inside(k, p.input);
-      if (inside) cell = Vec<T, kVec>::load(image + sample.cell(k, p.input));
+      const bool inside = own.sample.inside(k, p.input);
+      if (inside) cell = Vec<T, kVec>::load(image + own.sample.cell(k, p.input));
 #pragma unroll
       for (int e = 0; e < kVec; ++e) value[k][e] = inside ? static_cast<Acc>(cell[e]) : Acc(0);
     }
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads)
   if (index >= samples_of(p)) return;
   const auto own = own_sample<accumulate_t<T>>(p, index);
   for_each_vector<T, kVec>(p, own, [&](int c, T* column) {
-    store_column<T, kVec>(own, Cells<T, kVec>(p, own.sample, c), column);
+    store_column<T, kVec>(own, Cells<T, kVec>(p, own, c), column);
   });
 }
 
@@ -114,10 +114,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp_id();
   if (index >= samples_of(p)) return;
   const auto own = own_sample<Acc>(p, index);
+  const int64_t image = own.pixel.image * p.grad_input.stride[0];
   Acc sums[4] = {};
   for_each_vector<T, kVec>(p, own, [&](int c, T* column) {
     const auto grads = Vec<T, kVec>::load(column);
-    const Cells<T, kVec> cells(p, own.sample, c);
+    const Cells<T, kVec> cells(p, own, c);
     store_column<T, kVec>(own, cells, column);
     if (own.sample.outside) return;
 #pragma unroll
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
         parts[e] = weight * grad;
       }
       if (own.sample.inside(k, p.input)) {
-        add(p, own.sample.cell(k, p.grad_input) + c, parts);
+        add(p, image + own.sample.cell(k, p.grad_input) + c, parts);
       }
     }
   });
@@ -224,7 +225,7 @@ struct ProductOfColumns {
     first_output = blockIdx.y * kTileOutputs;
     row = thread_rank() / 2;
     column = thread_rank() % 2 * 2 * kVector<T>;
-    pixel = batch_pixel(q.sampling, min(first + row, q.output.size[0] * pixels - 1));
+    pixel = output_pixel(q.sampling, min(first + row, q.output.size[0] * pixels - 1));
     maker.image = q.sampling.input.at<const T>(pixel.image, column);
     left = dynamic_shared<T>();
     right = left + 2 * kTilePixels * kRow<T>;
@@ -285,7 +286,7 @@ struct ProductOfColumns {
     for (int i = 0; i < kWarpPixels / 8; ++i) {
       const int64_t index = pixel + 8 * i + lane_id() / 4;
       if (index >= q.output.size[0] * height * width) continue;
-      const OutputPixel at = batch_pixel(q.sampling, index);
+      const OutputPixel at = output_pixel(q.sampling, index);
       T* out = q.output.at<T>(at.image, 0, at.y, at.x);
 #pragma unroll
       for (int j = 0; j < kWarpOutputs / 8; ++j) {

@@ -52,11 +52,6 @@ struct Place {
   unsigned inside;  // bit k: cell k is inside the map
 };
 
-__device__ OutputPixel batch_pixel(const DeformConvParams& p, int64_t index) {
-  const int64_t pixels = p.offset.size[2] * p.offset.size[3];
-  return output_pixel(p, index / pixels, index % pixels);
-}
-
 __device__ Place place_of(const DeformConvParams& p, int offset_group, int tap, OutputPixel pixel) {
   const Sample<float> sample = read_sample<float>(p, offset_group, tap, pixel);
   const float mask = read_mask<float>(p, offset_group, tap, pixel);
@@ -117,7 +112,7 @@ struct ColumnGradients {
     if (thread_rank() < kGradPixels) {
       Place place{};
       if (exists(thread_rank())) {
-        const OutputPixel pixel = batch_pixel(q.sampling, first + thread_rank());
+        const OutputPixel pixel = output_pixel(q.sampling, first + thread_rank());
         place = place_of(q.sampling, offset_group, tap, pixel);
       }
       places[thread_rank()] = place;
@@ -221,7 +216,7 @@ struct ColumnGradients {
 #pragma unroll
       for (int k = 0; k < 4; ++k) sums[k] += parts[(part * kGradPixels + thread_rank()) * 4 + k];
     }
-    const OutputPixel pixel = batch_pixel(q.sampling, first + thread_rank());
+    const OutputPixel pixel = output_pixel(q.sampling, first + thread_rank());
     const Sample<float> sample = read_sample<float>(q.sampling, offset_group, tap, pixel);
     const float mask = read_mask<float>(q.sampling, offset_group, tap, pixel);
     write_position_grad(q.sampling, offset_group, tap, pixel, position_grad(sample, mask, sums));

@@ -60,9 +60,11 @@ FASTSEG_HD Sample<Acc> sample_at(Acc y, Acc x, const View<4>& input) {
 struct OutputPixel {
   int64_t image, y, x;
 };
-// Output pixel `pixel` of an image, row-major.
-FASTSEG_HD OutputPixel output_pixel(const DeformConvParams& p, int64_t image, int64_t pixel) {
-  return {image, pixel / p.offset.size[3], pixel % p.offset.size[3]};
+// Output pixel `index` of the batch, image by image in row-major order.
+FASTSEG_HD OutputPixel output_pixel(const DeformConvParams& p, int64_t index) {
+  const int64_t height = p.offset.size[2], width = p.offset.size[3];
+  const int64_t row = index / width;
+  return {row / height, row % height, index % width};
 }
 
 template <class Acc>

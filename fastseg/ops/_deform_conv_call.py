@@ -38,8 +38,7 @@ class Call:
         self.taps = kernel[0] * kernel[1]
         self.pixels = offset.shape[2] * offset.shape[3]
         # [groups, D / groups, taps * C / groups], as columns are laid out
-        kernels = weight.reshape(self.groups, -1, group_channels, self.taps).transpose(2, 3)
-        kernels = kernels.reshape(self.groups, out_channels // self.groups, -1)
+        kernels = weight.permute(0, 2, 3, 1).reshape(self.groups, out_channels // self.groups, -1)
         self.kernels = kernels.to(self.dtype).contiguous()  # that of a transposed weight is not
         self.geometry = (kernel, *pairs)
         self.offset_groups = offset.shape[1] // (2 * self.taps)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def pair_of(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if not all(hasattr(number, "__index__") for number in pair):
+        raise TypeError(f"{name} must be one or two ints, got {value!r}")
     if len(pair) != 2 or min(pair) < least:
         raise ValueError(f"{name} must be one or two ints of at least {least}, got {value}")
     return pair[0], pair[1]
@@ -24,13 +29,17 @@ def check(
     dilation: tuple[int, int],
     mask: Tensor | None,
 ) -> None:
-    """ValueError unless all shapes and types fit together."""
-    for name, tensor in (("input", input), ("offset", offset), ("weight", weight), ("mask", mask)):
-        if tensor is not None and (tensor.dim() != 4 or not tensor.is_floating_point()):
+    """TypeError or ValueError unless all shapes and devices fit together."""
+    named = (("input", input), ("offset", offset), ("weight", weight), ("mask", mask))
+    for name, tensor in named if mask is not None else named[:3]:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != 4 or tensor.dtype not in _DTYPES:
             raise ValueError(
                 f"{name} must be floating point with 4 dimensions, got {tensor.dtype} "
                 f"{tuple(tensor.shape)}"
             )
+        _check_device(name, tensor, input)
     channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
     if group_channels < 1 or channels < 1 or channels % group_channels:
         raise ValueError(
@@ -43,11 +52,10 @@ def check(
             f"weight must be [D, {group_channels}, kh, kw] with a D that {groups} groups divide, "
             f"got {tuple(weight.shape)}"
         )
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != input.dtype:
-            raise ValueError(f"{name} must be {input.dtype} as input, got {tensor.dtype}")
-    if bias is not None and bias.shape != (out_channels,):
-        raise ValueError(f"bias must have shape [{out_channels}], got {tuple(bias.shape)}")
+    if bias is not None:
+        if bias.shape != (out_channels,):
+            raise ValueError(f"bias must have shape [{out_channels}], got {tuple(bias.shape)}")
+        _check_device("bias", bias, input)
     size = [
         (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i in range(2)
@@ -58,6 +66,18 @@ def check(
             f"kernel {tuple(kernel)}, {stride=}, {padding=}, {dilation=}"
         )
     _check_offsets(input, offset, mask, kernel[0] * kernel[1], size)
+
+
+def check_types(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """ValueError unless the types fit together, as autocast makes them do."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise ValueError(f"{name} must be {input.dtype} as input, got {tensor.dtype}")
+
+
+def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:
+    if tensor.device != input.device:
+        raise ValueError(f"{name} must be on {input.device} as input, got {tensor.device}")
 
 
 def _check_offsets(

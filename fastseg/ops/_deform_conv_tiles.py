@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,11 +29,13 @@ _LANE_GROUPS = 8
 _ONEDNN_PRODUCTS = 1 << 20
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Output pixels of an image, and their columns [groups, pixels, taps * C / groups]."""
+class Tile(NamedTuple):
+    """Some output pixels of an image or all of some images, and their columns.
 
-    image: int
+    Columns are [groups, pixels of all images, taps * C / groups].
+    """
+
+    images: slice
     pixels: slice
     columns: Tensor
     arguments: tuple[Any, ...]  # that the kernels of both directions begin with
@@ -53,15 +54,16 @@ def make_tiles(call: Call, *, backward: bool) -> Tiles:
 class Tiles:
     """A call's output pixels, tile by tile; torch multiplies the columns, group by group.
 
-    Maps are handed over as matrices [groups, D / groups, pixels], whatever their strides.
+    Maps are handed over as [groups, D / groups, images, pixels], whatever their strides.
     """
 
     def __init__(self, call: Call, tile_bytes: int) -> None:
         self.call = call
         self.kernels = call.kernels
-        self.image: Tensor | None = None
+        self.ordered: Tensor | None = None
         row = call.taps * call.channels * call.dtype.itemsize
-        self.tile = min(max(tile_bytes // row // 64 * 64, 64), call.pixels)
+        pixels = call.pixels * call.input.shape[0]
+        self.tile = min(max(tile_bytes // row // 64 * 64, 64), pixels)
         self.uses_onednn = (
             call.groups == 1
             and call.offset.device.type == "cpu"
@@ -71,30 +73,34 @@ class Tiles:
 
     def __iter__(self) -> Iterator[Tile]:
         call = self.call
+        batch = call.input.shape[0]
+        at_once = max(self.tile // call.pixels, 1)
         buffer = self.kernels.new_empty(self.tile * call.taps * call.channels)
-        for image in range(call.input.shape[0]):
-            yield from self._tiles_of(image, buffer)
+        for first in range(0, batch, at_once):
+            yield from self._tiles_of(slice(first, min(first + at_once, batch)), buffer)
 
-    def _tiles_of(self, image: int, buffer: Tensor) -> Iterator[Tile]:
-        call, own = self.call, slice(image, image + 1)
-        mask = None if call.mask is None else call.mask[own]
-        tensors = (self._ordered(call.input[own]), call.offset[own], mask)
+    def _tiles_of(self, images: slice, buffer: Tensor) -> Iterator[Tile]:
+        """Several tiles of one image, or one tile of all."""
+        call, count = self.call, images.stop - images.start
+        mask = None if call.mask is None else call.mask[images]
+        tensors = (self._ordered(call.input[images]), call.offset[images], mask)
         for first in range(0, call.pixels, self.tile):
             pixels = slice(first, min(first + self.tile, call.pixels))
-            columns = self.columns(buffer, pixels.stop - first)
+            columns = self.columns(buffer, count * (pixels.stop - first))
             arguments = (*tensors, columns, call.geometry, call.offset_groups, first)
-            yield Tile(image, pixels, columns, arguments)
+            yield Tile(images, pixels, columns, arguments)
 
-    def _ordered(self, image: Tensor) -> Tensor:
-        """An image [1, C, H, W], channels-last and in the order that columns have."""
-        source = self.arranged(image)
-        if source is image and image.is_contiguous(memory_format=torch.channels_last):
-            return image
-        # One for all images: a new one for each would exist beside the last tile's.
-        if self.image is None:
-            self.image = torch.empty_like(image, memory_format=torch.channels_last)
-        self.image.unflatten(1, source.shape[1:-2]).copy_(source)
-        return self.image
+    def _ordered(self, images: Tensor) -> Tensor:
+        """Some images [n, C, H, W], channels-last and in the order that columns have."""
+        source = self.arranged(images)
+        if source is images and images.is_contiguous(memory_format=torch.channels_last):
+            return images
+        # One for all tiles: a new one for each would exist beside the last tile's.
+        if self.ordered is None:
+            self.ordered = torch.empty_like(images, memory_format=torch.channels_last)
+        ordered = self.ordered[: images.shape[0]]
+        ordered.unflatten(1, source.shape[1:-2]).copy_(source)
+        return ordered
 
     def arranged(self, maps: Tensor) -> Tensor:
         """Maps [B, C, H, W] in the order that columns have, C perhaps as several dimensions."""
@@ -114,7 +120,12 @@ class Tiles:
             product = self._product(columns, self.kernels.mT).mT
         else:
             product = self._product(self.kernels, columns.mT)
-        target.copy_(product if bias is None else product.add_(bias))
+        self._store(product, bias, target)
+
+    def _store(self, product: Tensor, bias: Tensor | None, target: Tensor) -> None:
+        if bias is not None:
+            product.add_(bias)
+        target.copy_(product.view(target.shape))
 
     def spread(self, grad: Tensor, columns: Tensor) -> Tensor:
         """The gradients of columns, in the columns' memory where that costs nothing."""
@@ -160,8 +171,7 @@ class LaneTiles(Tiles):
     def convolve(self, columns: Tensor, bias: Tensor | None, target: Tensor) -> None:
         product = columns.new_empty((columns.shape[1], *self.kernels.shape[1:]))
         _C.deform_conv_groups(self._by_group(columns), self.kernels, product, add=False)
-        product = product.permute(2, 1, 0)
-        target.copy_(product if bias is None else product.add_(bias))
+        self._store(product.permute(2, 1, 0), bias, target)
 
     def spread(self, grad: Tensor, columns: Tensor) -> Tensor:
         kernels = self.kernels.transpose(0, 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastseg import _C, reference
 from fastseg.ops._deform_conv_call import Call, aligned
-from fastseg.ops._deform_conv_checks import check, pair_of
+from fastseg.ops._deform_conv_checks import check, check_types, pair_of
 from fastseg.ops._deform_conv_tiles import make_tiles
 from fastseg.ops._fixed_point import fixed_point_units, wants_fixed_point
 from fastseg.ops._registry import LIBRARY
@@ -71,7 +71,8 @@ def deform_conv2d(
         + 1; channels-last when input is.
 
     Raises:
-        ValueError: a shape, dtype or number is wrong, or the output would have no pixels.
+        ValueError: a shape, dtype, device or number is wrong, or the output would have no pixels.
+        TypeError: not a tensor, or not a number.
     """
     pairs = (
         pair_of("stride", stride, 1),
@@ -99,6 +100,7 @@ def _forward(
     dilation: Sequence[int],
     mask: Tensor | None,
 ) -> Tensor:
+    check_types(input, weight, bias)
     output = _empty_output(input, offset, weight)
     call = Call(input, offset, weight, mask, stride, padding, dilation)
     if not call.needs_columns():
@@ -107,18 +109,18 @@ def _forward(
         options = (call.geometry, call.offset_groups, call.exact, call.stream)
         _C.deform_conv_product(*tensors, *options)
         return output
-    matrices = _grouped(output, call.groups)
+    maps = _grouped(output, call.groups)
     shift = None if bias is None else bias.view(call.groups, -1, 1).to(call.dtype)
     tiles = make_tiles(call, backward=False)
     for tile in tiles:
         _C.deform_conv_sample(*tile.arguments, call.stream)
-        tiles.convolve(tile.columns, shift, matrices[tile.image, :, :, tile.pixels])
+        tiles.convolve(tile.columns, shift, maps[:, :, tile.images, tile.pixels])
     return output
 
 
 def _grouped(maps: Tensor, groups: int) -> Tensor:
-    """Maps [B, D, OH, OW] as matrices [B, groups, D / groups, pixels], without a copy."""
-    return maps.flatten(2).unflatten(1, (groups, -1))
+    """Maps [B, D, OH, OW] as [groups, D / groups, B, pixels], without a copy."""
+    return maps.flatten(2).unflatten(1, (groups, -1)).permute(1, 2, 0, 3)
 
 
 @torch.library.impl(LIBRARY, "deform_conv2d_backward", "CPU")
@@ -172,12 +174,10 @@ def _gradients_through_columns(
     """
     tiles = make_tiles(call, backward=True)
     grad_kernels = torch.zeros_like(tiles.kernels, dtype=call.accumulate)
-    matrices = _grouped(
-        grad_output.contiguous(memory_format=_memory_format(grad_output)), call.groups
-    )
+    maps = _grouped(grad_output.contiguous(memory_format=_memory_format(grad_output)), call.groups)
     for tile in tiles:
-        own = slice(tile.image, tile.image + 1)
-        grad = matrices[tile.image, :, :, tile.pixels].to(call.dtype)
+        own = tile.images
+        grad = maps[:, :, own, tile.pixels].flatten(2).to(call.dtype)
         columns = tiles.spread(grad, tile.columns)
         inputs = (*tile.arguments[:3], columns, *tile.arguments[4:])
         grads = (grad_input[own], grad_offset[own], None if grad_mask is None else grad_mask[own])
@@ -229,7 +229,10 @@ def _empty_output(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("fastseg::deform_conv2d")
-def _forward_fake(input: Tensor, offset: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+def _forward_fake(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
+) -> Tensor:
+    check_types(input, weight, bias)
     return _empty_output(input, offset, weight)
 
 

@@ -203,12 +203,25 @@ def test_without_offsets_it_is_a_convolution(device: torch.device) -> None:
     assert_near(deform_conv2d(x, offset, weight, bias, padding=1), expected, torch.float32)
 
 
-@pytest.mark.parametrize("batch", [1, 33, 37])
-def test_any_batch(batch: int, device: torch.device) -> None:
-    arguments = random_arguments(batch=batch, channels=2, size=(3, 4), out_channels=2)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("batch", "groups"), [(1, 1), (37, 1), (37, 2), (37, 16)])
+def test_any_batch(
+    batch: int,
+    groups: int,
+    layout: str,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of the tiles of many images the last one has fewer.
+    for kind in ("CUDA", "CPU", "CPU_BACKWARD", "IN_LANES"):
+        monkeypatch.setattr(_deform_conv_tiles, f"TILE_BYTES_{kind}", 150 * 9 * 16 * 4)
     geometry = ((1, 1), (1, 1), (1, 1))
-    actual = convolve(deform_conv2d, copies(arguments, device=device), geometry)
-    assert_near(actual, convolve(reference.deform_conv2d, arguments, geometry), torch.float32)
+    arguments = random_arguments(
+        batch=batch, channels=16, size=(3, 4), out_channels=16, groups=groups
+    )
+    actual = copies(arguments, device=device)
+    actual["input"] = LAYOUTS[layout](actual["input"].detach()).requires_grad_()
+    compare(actual, copies(arguments), geometry, torch.float32, reference.deform_conv2d)
 
 
 def test_gradients(device: torch.device) -> None:
@@ -381,6 +394,12 @@ def test_autocast_computes_like_a_convolution(compiled: bool, device: torch.devi
     assert_near(y, double, torch.bfloat16)
     y.sum().backward()
     assert all(arguments[name].grad.dtype == torch.float32 for name in NAMES)
+    with torch.autocast(device.type, dtype=torch.bfloat16):  # after a layer that was cast
+        arguments["input"] = arguments["input"].detach().bfloat16()
+        assert torch.equal(convolve(function, arguments, ((1, 1), (1, 1), (1, 1))), y)
+        with pytest.raises((ValueError, RuntimeError), match=r"weight must be torch.float64"):
+            arguments["input"] = arguments["input"].double()
+            convolve(function, arguments, ((1, 1), (1, 1), (1, 1)))
 
 
 def test_cpu_variants(run_on_cpu_variant: Callable[..., None]) -> None:

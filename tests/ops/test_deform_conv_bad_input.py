@@ -30,6 +30,8 @@ from fastseg.ops import deform_conv2d
         ({"padding": (-1, 0)}, r"padding must be one or two ints of at least 0, got \(-1, 0\)"),
         ({"dilation": (1, 1, 1)}, "dilation must be one or two ints"),
         ({"padding": 0, "dilation": 5}, "the output would have -1 x -3 pixels"),
+        ({"mask": torch.zeros(2, 9, 9, 7, device="meta")}, "mask must be on cpu as input"),
+        ({"bias": torch.zeros(6, device="meta")}, "bias must be on cpu as input, got meta"),
     ],
 )
 def test_bad_input_is_named(change: dict, message: str) -> None:
@@ -40,13 +42,30 @@ def test_bad_input_is_named(change: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"offset": None}, "offset must be a tensor, got NoneType"),
+        ({"stride": 1.5}, "stride must be one or two ints, got 1.5"),
+        ({"dilation": (1, "2")}, r"dilation must be one or two ints, got \(1, '2'\)"),
+    ],
+)
+def test_other_objects_are_named(change: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        deform_conv2d(**({**random_arguments(), "padding": 1} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"columns": torch.zeros(1, 10, 71)}, r"columns must have shape \[\*, \*, 72\]"),
         ({"columns": torch.zeros(3, 10, 24)}, "groups that divide 8 channels"),
-        (
-            {"input": torch.zeros(2, 8, 9, 7), "offset": torch.zeros(2, 18, 9, 7)},
-            "one image, got 2",
-        ),
         ({"first": 60}, "pixels 60 to 70 exceed the 63"),
+        (
+            {
+                "input": torch.zeros(2, 8, 9, 7),
+                "offset": torch.zeros(2, 18, 9, 7),
+                "first": 120,
+            },
+            "pixels 120 to 130 exceed the 126",
+        ),
         ({"offset_groups": 3}, "offset_groups must divide the 8 channels"),
         ({"offset": torch.zeros(1, 18, 9, 7).double()}, "offset must be float32"),
     ],
