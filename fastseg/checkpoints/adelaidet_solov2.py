@@ -1,4 +1,8 @@
-"""Checkpoints of SOLOv2 from AdelaiDet, which builds on detectron2."""
+"""Checkpoints of SOLOv2 from AdelaiDet, which builds on detectron2.
+
+Deformable convolutions are in the backbone alone: AdelaiDet makes the head's towers without them,
+whatever its configuration says.
+"""
 
 from __future__ import annotations
 
