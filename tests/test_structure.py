@@ -135,8 +135,8 @@ def test_no_drawers_and_no_loose_ends(path):
         assert re.findall(r"\b(TODO|FIXME|XXX)\b", path.read_text()) == []
 
 
-def public_functions() -> list[tuple[str, ast.FunctionDef]]:
-    found = []
+def public_functions() -> dict[str, ast.FunctionDef]:
+    found = {}
     for path in sorted((ROOT / "fastseg/ops").glob("[a-z]*.py")):
         exported = ast.parse((ROOT / "fastseg/ops/__init__.py").read_text())
         names = {
@@ -145,18 +145,22 @@ def public_functions() -> list[tuple[str, ast.FunctionDef]]:
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
         }
-        found += [
-            (f"{path.stem}.{node.name}", node)
+        found |= {
+            f"{path.stem}.{node.name}": node
             for node in ast.parse(path.read_text()).body
             if isinstance(node, ast.FunctionDef)
             and node.name in names
             and not any("overload" in ast.unparse(mark) for mark in node.decorator_list)
-        ]
+        }
     return found
 
 
-@pytest.mark.parametrize(("name", "function"), public_functions(), ids=lambda value: str(value))
-def test_docstring_names_every_parameter(name, function):
+PUBLIC_FUNCTIONS = public_functions()
+
+
+@pytest.mark.parametrize("name", PUBLIC_FUNCTIONS)
+def test_docstring_names_every_parameter(name):
+    function = PUBLIC_FUNCTIONS[name]
     docstring = ast.get_docstring(function) or ""
     arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
     for argument in arguments:

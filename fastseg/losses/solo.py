@@ -21,7 +21,7 @@ LIGHT_512_SCALE_RANGES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048)
 
 @dataclass(frozen=True)
 class SOLOLosses:
-    """Weighted losses, to be added.
+    """Weighted losses of a batch.
 
     Attributes:
         classes: focal loss, a scalar.
@@ -30,6 +30,15 @@ class SOLOLosses:
 
     classes: Tensor
     masks: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Their sum, a scalar: what is to be minimised."""
+        return self.classes + self.masks
+
+    def named(self) -> dict[str, Tensor]:
+        """The same under mmdetection's names: "loss_cls" and "loss_mask"."""
+        return {"loss_cls": self.classes, "loss_mask": self.masks}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +49,7 @@ class SOLOLoss:
 
         predictions = model.train().predict_grids(pixels)
         losses = SOLOLoss()(model.head, predictions, targets, (height, width))
-        (losses.classes + losses.masks).backward()
+        losses.total.backward()
 
     Attributes:
         scale_ranges: per level, least and greatest square root of the area of an instance's box;

@@ -76,7 +76,7 @@ def test_losses_and_gradients_equal_the_peers(normalizer, loss, gradient):
         losses = SOLOLoss(scale_ranges=LIGHT_SCALE_RANGES, dice_normalizer=normalizer)(
             solov2_head(), found, [truth(0), truth(1)], PADDED
         )
-        (losses.classes + losses.masks).backward()
+        losses.total.backward()
         sums = [
             sum(x.grad.sum((0, 2, 3)) for x in levels)
             for levels in (found.class_logits, found.kernels)
@@ -116,7 +116,7 @@ def test_images_without_instances(name, normalizer):
         losses = loss(head, head(pyramid), targets, PADDED)
         assert losses.classes.isfinite()
         assert (losses.masks > 0) == (targets[0] is one)
-        (losses.classes + losses.masks).backward()
+        losses.total.backward()
         for key, parameter in head.named_parameters():
             assert parameter.grad is not None, key
             assert parameter.grad.isfinite().all(), key

@@ -136,7 +136,7 @@ def test_losses_and_gradients_of_the_whole_model(empty):
     losses = SOLOLoss(scale_ranges=LIGHT_SCALE_RANGES, dice_normalizer="cells")(
         model.head, model.predict_grids(tensors["in/batch"]), targets, PADDED
     )
-    (losses.classes + losses.masks).backward()
+    losses.total.backward()
     prefix = "train/empty_" if empty else "train/"
     torch.testing.assert_close(losses.classes, tensors[prefix + "loss_cls"], rtol=1e-5, atol=0)
     torch.testing.assert_close(losses.masks, tensors[prefix + "loss_mask"], rtol=1e-5, atol=0)

@@ -164,9 +164,8 @@ def test_losses_and_gradients(case):
     losses = SOLOLoss(scale_ranges=SCALE_RANGES, dice_normalizer="cells")(
         model.head, model.train().predict_grids(pixels), targets, tuple(pixels.shape[2:])
     )
-    (losses.classes + losses.masks).backward()
-    torch.testing.assert_close(losses.classes, expected["loss_cls"], rtol=1e-6, atol=0)
-    torch.testing.assert_close(losses.masks, expected["loss_mask"], rtol=1e-6, atol=0)
+    losses.total.backward()
+    torch.testing.assert_close(losses.named(), dict(expected), rtol=1e-6, atol=0)
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
     gradients = renamed(gradients, RULES)
     assert len(gradients) > 50
