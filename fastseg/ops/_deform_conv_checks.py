@@ -30,6 +30,7 @@ def check(
     mask: Tensor | None,
 ) -> None:
     """TypeError or ValueError unless all shapes and devices fit together."""
+    device = input.device if isinstance(input, Tensor) else None
     named = (("input", input), ("offset", offset), ("weight", weight), ("mask", mask))
     for name, tensor in named if mask is not None else named[:3]:
         if not isinstance(tensor, Tensor):
@@ -39,7 +40,8 @@ def check(
                 f"{name} must be floating point with 4 dimensions, got {tensor.dtype} "
                 f"{tuple(tensor.shape)}"
             )
-        _check_device(name, tensor, input)
+        if tensor.device != device:
+            raise ValueError(f"{name} must be on {device} as input, got {tensor.device}")
     channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
     if group_channels < 1 or channels < 1 or channels % group_channels:
         raise ValueError(
@@ -55,7 +57,8 @@ def check(
     if bias is not None:
         if bias.shape != (out_channels,):
             raise ValueError(f"bias must have shape [{out_channels}], got {tuple(bias.shape)}")
-        _check_device("bias", bias, input)
+        if bias.device != device:
+            raise ValueError(f"bias must be on {device} as input, got {bias.device}")
     size = [
         (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i in range(2)
@@ -70,14 +73,10 @@ def check(
 
 def check_types(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """ValueError unless the types fit together, as autocast makes them do."""
+    dtype = input.dtype
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != input.dtype:
-            raise ValueError(f"{name} must be {input.dtype} as input, got {tensor.dtype}")
-
-
-def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:
-    if tensor.device != input.device:
-        raise ValueError(f"{name} must be on {input.device} as input, got {tensor.device}")
+        if tensor is not None and tensor.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype} as input, got {tensor.dtype}")
 
 
 def _check_offsets(

@@ -99,7 +99,8 @@ class Tiles:
         if self.ordered is None:
             self.ordered = torch.empty_like(images, memory_format=torch.channels_last)
         ordered = self.ordered[: images.shape[0]]
-        ordered.unflatten(1, source.shape[1:-2]).copy_(source)
+        target = ordered if source is images else ordered.unflatten(1, source.shape[1:-2])
+        target.copy_(source)
         return ordered
 
     def arranged(self, maps: Tensor) -> Tensor:
