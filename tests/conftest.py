@@ -111,6 +111,8 @@ def run_on_cpu_variant(
         pytest.skip("the emulator runs the CUDA kernels alone")
     if os.environ.get("FASTSEG_CPU"):
         pytest.skip("already inside the run of one variant")
+    if variant == _C.build_info()["cpu_active"]:
+        pytest.skip(f"all tests of this run are with {variant}")
     probe = run_python("-c", "from fastseg import _C; _C.build_info()", FASTSEG_CPU=variant)
     if "is not available" in probe.stderr:
         pytest.skip(f"this processor lacks {variant}")
