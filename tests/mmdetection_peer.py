@@ -6,9 +6,11 @@ deformable convolution, RoIAlign and NMS take the place of mmcv's.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import importlib.machinery
 import sys
+import tempfile
 import types
 import warnings
 from pathlib import Path
@@ -34,7 +36,10 @@ class _NoOperators(types.ModuleType):
 
 def import_mmdet() -> types.ModuleType:
     """mmdet, or skips the tests that ask for it."""
-    pytest.importorskip("mmcv", reason="mmdetection is the peer that is compared with")
+    # At its first import a cache is written, which two processes at once would break.
+    with open(Path(tempfile.gettempdir()) / "fastseg-tests-mmengine.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pytest.importorskip("mmcv", reason="mmdetection is the peer that is compared with")
     if "mmcv._ext" not in sys.modules:
         extension = _NoOperators("mmcv._ext")
         extension.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
