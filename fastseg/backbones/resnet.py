@@ -18,6 +18,7 @@ from fastseg.layers.batch_norm import (
     NormLayer,
     conv_norm,
 )
+from fastseg.layers.initial_weights import he_normal, initialise_convolutions
 
 
 class BasicBlock(nn.Module):
@@ -175,6 +176,7 @@ class ResNet(nn.Module):
                 in_channels = stage_planes * block.expansion
             self.add_module(f"layer{stage + 1}", blocks)
             self.out_channels.append(in_channels)
+        initialise_convolutions(self, he_normal)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> C2, C3, C4, C5 at strides 4, 8, 16, 32."""

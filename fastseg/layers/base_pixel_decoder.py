@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastseg.layers.batch_norm import ConvNorm
-from fastseg.layers.pixel_decoder import group_norm, initialise
+from fastseg.layers.initial_weights import fan_in_uniform, initialise_convolutions
+from fastseg.layers.pixel_decoder import group_norm
 
 
 class BasePixelDecoder(nn.Module):
@@ -41,7 +42,7 @@ class BasePixelDecoder(nn.Module):
             for number in (*[channels] * (len(in_channels) - 1), in_channels[-1])
         )
         self.mask_features = nn.Conv2d(channels, mask_channels, 3, padding=1)
-        self.apply(initialise)
+        initialise_convolutions(self, fan_in_uniform)
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Builds the pyramid.

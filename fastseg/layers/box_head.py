@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastseg.layers.batch_norm import NormLayer, conv_norm_layers
+from fastseg.layers.initial_weights import he_normal, initialise_convolutions
 from fastseg.layers.linear import Linear
 
 
@@ -65,6 +66,7 @@ class ConvFCHead(nn.Sequential):
             features = width
         super().__init__(*layers)
         self.out_features = features
+        initialise_convolutions(self, he_normal)
 
 
 class FastRCNNPredictor(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastseg.layers.attention import MultiHeadAttention
 from fastseg.layers.base_pixel_decoder import BasePixelDecoder
 from fastseg.layers.encoder_layer import EncoderLayer
-from fastseg.layers.pixel_decoder import initialise
+from fastseg.layers.initial_weights import fan_in_uniform, initialise_convolutions
 from fastseg.layers.position_encoding import sine_position_encoding
 
 
@@ -74,7 +74,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         )
         self.returns_encoded = returns_encoded
         self.input_projection = nn.Conv2d(coarsest, channels, 1)
-        self.input_projection.apply(initialise)
+        initialise_convolutions(self.input_projection, fan_in_uniform)
         self.layers = nn.ModuleList(
             TransformerEncoderLayer(
                 channels=channels, num_heads=num_heads, ffn_channels=ffn_channels, dropout=dropout

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastseg.layers.batch_norm import ConvNorm, NormLayer
+from fastseg.layers.initial_weights import fan_in_uniform, initialise_convolutions
 
 
 class FeaturePyramidNetwork(nn.Module):
@@ -48,6 +49,7 @@ class FeaturePyramidNetwork(nn.Module):
             )
             for _ in in_channels
         )
+        initialise_convolutions(self, fan_in_uniform)
 
     def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
         """Builds the pyramid.

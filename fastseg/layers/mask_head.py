@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastseg.layers.batch_norm import NormLayer, conv_norm_layers
+from fastseg.layers.initial_weights import he_normal, initialise_convolutions
 
 
 class MaskHead(nn.Sequential):
@@ -31,6 +32,7 @@ class MaskHead(nn.Sequential):
     ) -> None:
         super().__init__(*conv_norm_layers(in_channels, conv_channels, norm_layer))
         self.out_channels = (in_channels, *conv_channels)[-1]
+        initialise_convolutions(self, he_normal)
 
 
 class MaskPredictor(nn.Module):
@@ -46,6 +48,8 @@ class MaskPredictor(nn.Module):
         super().__init__()
         self.conv5_mask = nn.ConvTranspose2d(in_channels, dim_reduced, kernel_size=2, stride=2)
         self.mask_fcn_logits = nn.Conv2d(dim_reduced, num_classes, kernel_size=1)
+        he_normal(self.conv5_mask.weight)
+        he_normal(self.mask_fcn_logits.weight)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """Logits of the masks of the given classes; the other classes' are not computed.

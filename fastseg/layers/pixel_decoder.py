@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fastseg.layers.batch_norm import ConvNorm
 from fastseg.layers.encoder_layer import EncoderLayer
+from fastseg.layers.initial_weights import fan_in_uniform, initialise_convolutions
 from fastseg.layers.ms_deform_attn import MSDeformAttn
 from fastseg.layers.position_encoding import sine_position_encoding
 
@@ -17,14 +18,6 @@ from fastseg.layers.position_encoding import sine_position_encoding
 def group_norm(channels: int) -> nn.GroupNorm:
     """With the 32 groups of its paper."""
     return nn.GroupNorm(32, channels)
-
-
-def initialise(module: nn.Module) -> None:
-    """The original's initial weights of convolutions."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_uniform_(module.weight, a=1)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 class DeformableEncoderLayer(EncoderLayer):
@@ -126,7 +119,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             relu=True,
         )
         self.mask_features = nn.Conv2d(channels, mask_channels, 1)
-        self.apply(initialise)
+        initialise_convolutions(self, fan_in_uniform)
         for projection in self.input_projections:
             nn.init.xavier_uniform_(projection.get_parameter("0.weight"))
 

@@ -13,6 +13,7 @@ from fastseg.layers.anchors import AnchorGenerator
 from fastseg.layers.batch_norm import ConvNorm
 from fastseg.layers.box_coder import clip_boxes, decode_boxes, has_sides
 from fastseg.layers.conventions import TORCHVISION, Conventions
+from fastseg.layers.initial_weights import initialise_convolutions, narrow_normal
 from fastseg.layers.padded import take_rows
 
 # The network predicts plain offsets.
@@ -71,6 +72,7 @@ class RPNHead(nn.Module):
         )
         self.cls_logits = nn.Conv2d(in_channels, num_anchors, kernel_size=1)
         self.bbox_pred = nn.Conv2d(in_channels, 4 * num_anchors, kernel_size=1)
+        initialise_convolutions(self, narrow_normal)
 
     def forward(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and offsets of one level, in the order (y, x, anchor).
