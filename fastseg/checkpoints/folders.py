@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastseg.checkpoints.files import read_file
+from fastseg.checkpoints.files import read_file, tensors_of
 from fastseg.checkpoints.fill import listing
 
 INDEX = ".index.json"
@@ -53,6 +53,22 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     folder = path if path.is_dir() else path.parent
     tensors, config = read_weights(weights_in(path))
     return tensors, {**config, **folder_config(folder)}
+
+
+def named_tensors(
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any],
+) -> tuple[dict[str, Tensor], str]:
+    """Tensors that are nobody else's, and what to call their source in errors.
+
+    Args:
+        path_or_state_dict: what ``read_checkpoint`` reads, or a state dict, of which copies are
+            made.
+    """
+    if not isinstance(path_or_state_dict, Mapping):
+        return read_checkpoint(path_or_state_dict)[0], str(path_or_state_dict)
+    source = "the state dict"
+    tensors = tensors_of(path_or_state_dict, source)
+    return {key: tensor.clone() for key, tensor in tensors.items()}, source
 
 
 def weights_in(path: Path) -> Path:

@@ -138,13 +138,20 @@ class Keys:
         return partial(DeformConv2d, offset_groups=offsets // (2 * kernel))
 
 
-def resnet(keys: Keys, prefix: str, *, stride_in_1x1: bool = False) -> ResNet:
+def resnet(
+    keys: Keys,
+    prefix: str,
+    *,
+    stride_in_1x1: bool = False,
+    norm_layer: NormLayer | None = None,
+) -> ResNet:
     """The backbone: kind, number and width of blocks, cardinality, kind of convolutions.
 
     Args:
         keys: of a state dict under our names.
         prefix: the backbone's name.
         stride_in_1x1: which no tensor shows, see ``Bottleneck``.
+        norm_layer: makes the normalisations; by default what the keys tell.
     """
     bottleneck = f"{prefix}.layer1.0.conv3.weight" in keys.state_dict
     width = keys.size(f"{prefix}.conv1.weight", 0, default=64)
@@ -169,6 +176,6 @@ def resnet(keys: Keys, prefix: str, *, stride_in_1x1: bool = False) -> ResNet:
         ],
         width=width,
         planes=planes,
-        norm_layer=keys.norm_layer(f"{prefix}.bn1") or partial(FrozenBatchNorm2d),
+        norm_layer=norm_layer or keys.norm_layer(f"{prefix}.bn1") or FrozenBatchNorm2d,
         **options,
     )

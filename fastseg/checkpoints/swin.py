@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from fastseg.backbones.swin import SwinTransformer
-from fastseg.checkpoints.files import tensors_of
 from fastseg.checkpoints.fill import fill
-from fastseg.checkpoints.folders import read_checkpoint
+from fastseg.checkpoints.folders import named_tensors
 from fastseg.checkpoints.formats import recognise
 from fastseg.checkpoints.keys import Keys, renamed, with_joined_rows
 
@@ -105,13 +104,7 @@ def load_swin(
         ValueError: the file cannot be read, is of another format, or its keys or shapes do not
             fit.
     """
-    if isinstance(path_or_state_dict, Mapping):
-        source = "the state dict"
-        tensors = tensors_of(path_or_state_dict, source)
-        tensors = {key: tensor.clone() for key, tensor in tensors.items()}
-    else:
-        source = str(path_or_state_dict)
-        tensors, _ = read_checkpoint(path_or_state_dict)
+    tensors, source = named_tensors(path_or_state_dict)
     state_dict = with_our_names(tensors, source=source, prefix=prefix)
     # Without storage: making random weights to overwrite takes longer than reading the file.
     with torch.device("meta"):
